@@ -1,0 +1,91 @@
+"""How the engine runs a model: devices, precisions, limits. Resolved once, then frozen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mdinfer.errors import ConfigError
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Options of `Engine.load`. Raises ConfigError on a value that cannot work.
+
+    device            "auto" (CUDA where there is one), "cpu", "cuda", "cuda:N"
+    dtype             "auto" (bfloat16 on CUDA; on a CPU float32 if it fits in half of the free memory,
+                      else bfloat16), "float32", "bfloat16"
+    experts           "auto" (as the checkpoint has them), "bf16" (unquantised, in `dtype`), "fp8"
+    kv_dtype          "auto" and "bf16": the model's dtype
+    max_batch_size    sequences that run together
+    kv_memory         bytes, a size such as "8GiB", or "auto"
+    max_context       positions one sequence may take; None: the checkpoint's own limit
+    page_size         positions in one page of the KV cache
+    prefill_tokens    positions that one step may prefill; a single longer prompt runs alone
+    vision_crops      crops that run through the vision tower in one pass
+    max_queue         requests that may wait for admission before QueueFullError
+    exif              rotate pictures by their EXIF orientation (the reference does not)
+    image_threads     threads that decode and resize pictures; None: one per core, at most 16
+    max_image_pixels  pictures with more pixels are refused before they are decoded
+    progress          show progress bars on stderr
+    """
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    experts: Literal["auto", "bf16", "fp8"] = "auto"
+    kv_dtype: Literal["auto", "bf16"] = "auto"
+    max_batch_size: int = 64
+    kv_memory: int | str = "auto"
+    max_context: int | None = None
+    page_size: int = 32
+    prefill_tokens: int = 4096
+    vision_crops: int = 13
+    max_queue: int = 1024
+    exif: bool = True
+    image_threads: int | None = None
+    max_image_pixels: int = 50_000_000
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", found {self.device!r}')
+        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        _choice("experts", self.experts, ("auto", "bf16", "fp8"))
+        _choice("kv_dtype", self.kv_dtype, ("auto", "bf16"))
+        for name, least, most in (
+            ("max_batch_size", 1, 4096),
+            ("max_context", 2, 1 << 20),
+            ("page_size", 1, 1024),
+            ("prefill_tokens", 1, 1 << 20),
+            ("vision_crops", 1, 1024),
+            ("max_queue", 1, 1 << 20),
+            ("image_threads", 1, 256),
+            ("max_image_pixels", 1, 1 << 31),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("max_context", "image_threads"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ConfigError(f"{name} must be an integer from {least} to {most}, found {value!r}")
+        if self.kv_memory != "auto":
+            parse_size(self.kv_memory, "kv_memory")
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+
+def parse_size(value: int | str, name: str) -> int:
+    """Bytes of 8589934592, "8GiB", "8GB" or "500 MB". Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f'{name} must be a positive number of bytes or a size such as "8GiB", found {value!r}')
+    unit = (match[2] or "B").upper()
+    base = 1024 if "I" in unit else 1000
+    return int(float(match[1]) * base ** "BKMGT".index(unit[0]))
