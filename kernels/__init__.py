@@ -1,0 +1,43 @@
+"""Tensor operations of the model, each with its contract, its checks and its torch body in one file.
+
+The torch bodies are the CPU backend and the definition that any compiled body must meet. Nothing here knows of
+requests, schedules or checkpoints; importing it needs neither a GPU nor Triton.
+
+Shape letters, used in names such as `x_TD`:
+    T tokens of the step     S sequences     B rows that sample     D model dim        V vocabulary
+    H heads                  K head dim      P pages                L slots of a page  X = 3 H K
+    E experts                A experts a token takes                I expert inner dim
+    N crops                  G patches along a crop's side          C vision dim
+"""
+
+from mdinfer.kernels.attention import AttentionBatch, paged_attention
+from mdinfer.kernels.embedding import TokenKind, input_embeddings
+from mdinfer.kernels.moe import moe_experts, moe_route
+from mdinfer.kernels.norm import layer_norm
+from mdinfer.kernels.qkv import qkv_epilogue, rope_table
+from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
+from mdinfer.kernels.sample import DecodeTable, Sampled, nucleus, sample, uniform
+from mdinfer.kernels.vision import crop_attention, crop_patches, pooled_map
+
+__all__ = [
+    "AttentionBatch",
+    "DecodeTable",
+    "Sampled",
+    "TokenKind",
+    "crop_attention",
+    "crop_patches",
+    "decode_coordinate",
+    "decode_size",
+    "fourier_features",
+    "input_embeddings",
+    "layer_norm",
+    "moe_experts",
+    "moe_route",
+    "nucleus",
+    "paged_attention",
+    "pooled_map",
+    "qkv_epilogue",
+    "rope_table",
+    "sample",
+    "uniform",
+]

@@ -1,0 +1,113 @@
+"""Attention of a ragged batch over a paged cache.
+
+For query t of sequence s:  out[t] = softmax(q[t] . K^T / sqrt(K_dim)) V  over the keys 0 .. visible[t] - 1 of s.
+One number a query says it all: a causal query at position p sees p + 1 keys; a query inside an image block sees
+all keys up to the block's end, so that the block attends within itself in both directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBatch:
+    """Which queries belong to which sequence, and what they see. Tensors are int32 on the batch's device.
+
+    starts     (S + 1,) row of each sequence's first query; the last entry is T
+    pages      (S, most pages of a sequence) page numbers, in order; entries beyond a sequence's own are unread
+    visible    (T,) keys that each query sees; constant or rising by one within a sequence, except at block ends
+    """
+
+    starts: torch.Tensor
+    pages: torch.Tensor
+    visible: torch.Tensor
+
+    @cached_property
+    def host_plan(self) -> list[_SequencePlan]:
+        """The same, read back once a step for the torch body."""
+        starts, visible, pages = self.starts.tolist(), self.visible.tolist(), self.pages.tolist()
+        return [
+            _SequencePlan(pages[s], _runs(visible, starts[s], starts[s + 1]))
+            for s in range(len(starts) - 1)
+            if starts[s] < starts[s + 1]
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Queries start..end of which all see `keys` keys, or, if `rising`, the first sees `keys` and each one more."""
+
+    start: int
+    end: int
+    keys: int
+    rising: bool
+
+    @property
+    def last(self) -> int:
+        return self.keys + (self.end - self.start - 1 if self.rising else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _SequencePlan:
+    pages: list[int]
+    runs: list[_Run]
+
+
+def _runs(visible: list[int], start: int, end: int) -> list[_Run]:
+    """Cut queries start..end into runs that need no mask (equal sight) or a plain causal one."""
+    runs: list[_Run] = []
+    while start < end:
+        stop = start + 1
+        step = visible[stop] - visible[start] if stop < end else 0
+        if step in (0, 1):
+            while stop < end and visible[stop] - visible[stop - 1] == step:
+                stop += 1
+        runs.append(_Run(start, stop, visible[start], rising=step == 1 and stop - start > 1))
+        start = stop
+    return runs
+
+
+def paged_attention(
+    q_THK: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: AttentionBatch
+) -> torch.Tensor:
+    """(T, H, K) in q's dtype. Caches are (P, H, L, K) in any memory order and hold all visible keys already.
+
+    The torch body reads pages that lie one after another, slot by slot, without copying them.
+    """
+    out_THK = torch.empty_like(q_THK)
+    for sequence in batch.host_plan:
+        length = max(run.last for run in sequence.runs)
+        k_HTK = _keys(k_cache, sequence.pages, length)
+        v_HTK = _keys(v_cache, sequence.pages, length)
+        for run in sequence.runs:
+            q_HTK = q_THK[run.start : run.end].transpose(0, 1)
+            out_THK[run.start : run.end] = _attend(q_HTK, k_HTK, v_HTK, run)
+    return out_THK
+
+
+def _keys(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
+    """(H, length, K): the first keys or values of a sequence."""
+    P, H, L, K = cache.shape
+    count = -(-length // L)
+    by_slot = cache.transpose(1, 2)
+    first = pages[0]
+    if pages[:count] == list(range(first, first + count)):
+        rows = by_slot[first : first + count]
+    else:
+        rows = by_slot.index_select(0, torch.tensor(pages[:count], device=cache.device))
+    return rows.reshape(count * L, H, K)[:length].transpose(0, 1)
+
+
+def _attend(q_HTK: torch.Tensor, k_HTK: torch.Tensor, v_HTK: torch.Tensor, run: _Run) -> torch.Tensor:
+    k, v, mask = k_HTK[None, :, : run.last], v_HTK[None, :, : run.last], None
+    causal = run.rising and run.keys == 1
+    if run.rising and not causal:
+        sees = torch.arange(run.keys, run.last + 1, device=q_HTK.device)
+        mask = torch.arange(run.last, device=q_HTK.device) < sees[:, None]
+    out = F.scaled_dot_product_attention(q_HTK[None], k, v, attn_mask=mask, is_causal=causal)
+    return out[0].transpose(0, 1)

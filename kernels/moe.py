@@ -1,0 +1,70 @@
+"""Mixture of experts: who takes a token, and what they make of it.
+
+route:    the A largest logits, ties to the lower expert; weights are the softmax over those A, in float32
+experts:  y[t] = sum over chosen e of w[t, e] * fc2[e] (gelu_erf(u) * (g + 1)),  (u, g) = halves of fc1[e] x[t]
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def moe_route(logits_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(experts_TA int64, weights_TA float32), likeliest first."""
+    values, experts = torch.sort(logits_TE.float(), dim=-1, descending=True, stable=True)
+    return experts[:, :experts_per_token], torch.softmax(values[:, :experts_per_token], dim=-1)
+
+
+def moe_experts(
+    x_TD: torch.Tensor,
+    experts_TA: torch.Tensor,
+    weights_TA: torch.Tensor,
+    fc1: torch.Tensor,
+    fc2: torch.Tensor,
+    fc1_scale: torch.Tensor | None = None,
+    fc2_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(T, D) in x's dtype; sums over experts are float32.
+
+    fc1 (E, 2I, D) and fc2 (E, D, I) in x's dtype, or float8_e4m3fn with float32 scales (E, 2I) and (E, D) per
+    output channel. The torch body gathers tokens per expert: work and memory grow with the tokens, not with E.
+    """
+    T, A = experts_TA.shape
+    assert x_TD.shape[0] == T and fc1.shape[1] == 2 * fc2.shape[2] and (fc1_scale is None) == (fc2_scale is None)
+    out = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
+    if T == 1:
+        chosen, weights = experts_TA[0].tolist(), weights_TA[0].tolist()
+        for e, weight in zip(chosen, weights, strict=True):
+            out.add_(_expert(x_TD, e, fc1, fc2, fc1_scale, fc2_scale), alpha=weight)
+        return out.to(x_TD.dtype)
+    flat = experts_TA.flatten()
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=fc1.shape[0]).tolist()
+    tokens, weights_R = order // A, weights_TA.flatten()[order]
+    start = 0
+    for e, count in enumerate(counts):
+        if count:
+            rows = tokens[start : start + count]
+            y = _expert(x_TD[rows], e, fc1, fc2, fc1_scale, fc2_scale).float()
+            out.index_add_(0, rows, y * weights_R[start : start + count, None])
+            start += count
+    return out.to(x_TD.dtype)
+
+
+def _expert(
+    x: torch.Tensor,
+    e: int,
+    fc1: torch.Tensor,
+    fc2: torch.Tensor,
+    fc1_scale: torch.Tensor | None,
+    fc2_scale: torch.Tensor | None,
+) -> torch.Tensor:
+    u, g = _linear(x, fc1[e], None if fc1_scale is None else fc1_scale[e]).chunk(2, dim=-1)
+    return _linear(F.gelu(u) * (g + 1), fc2[e], None if fc2_scale is None else fc2_scale[e])
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    if scale is None:
+        return F.linear(x, weight)
+    return (F.linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

@@ -1,0 +1,76 @@
+"""What happens between the QKV product and attention: temperatures, rotary positions, the write into pages.
+
+For token t at position p, head h, with z = qkv[t] (bias included) and f = gelu_erf(z):
+    tau_q = tanh(f . Wq[h]) + s,   tau_v = tanh(f . Wv[h]) + s,   s = 0.5 + sigmoid(alpha[h] * ln(p + 1))
+    q <- rope(q * tau_q, p),  k <- rope(k, p),  v <- v * tau_v
+RoPE turns the first half of the head's dims, as pairs (i, i + K/4), by p * theta^(-i / (K/4)). All of it is
+float32; the products with Wq and Wv run in the model's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+ROPE_THETA = 1_500_000.0
+
+
+def rope_table(
+    positions: int, head_dim: int, device: torch.device | str, theta: float = ROPE_THETA
+) -> torch.Tensor:
+    """(positions, 2, head_dim / 4) float32: cosines and sines; angles are rounded once, from float64."""
+    quarter = head_dim // 4
+    frequency = theta ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.cos(), angle.sin()), dim=1).to(device, torch.float32)
+
+
+def qkv_epilogue(
+    qkv_TX: torch.Tensor,
+    tau_wqwv: torch.Tensor,
+    tau_alpha: torch.Tensor,
+    positions_T: torch.Tensor,
+    rope: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots_T: torch.Tensor,
+) -> torch.Tensor:
+    """Return q_THK ready for attention; write k and v of each token into its slot of the cache.
+
+    tau_wqwv (2H, X) holds Wq's rows, then Wv's; tau_alpha (H,) float32; positions_T int64; rope from
+    `rope_table`; caches (P, H, L, K) in any memory order; slots_T int64 = page * L + slot.
+    """
+    T, X = qkv_TX.shape
+    P, H, L, K = k_cache.shape
+    assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
+    token = torch.tanh(F.linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
+    logs = torch.log(positions_T.float() + 1)
+    position = torch.sigmoid(tau_alpha * logs[:, None]) + 0.5
+    tau = (token + position[:, None]).unsqueeze(-1)
+    parts = qkv_TX.view(T, 3, H, K)
+    rotated = torch.empty(T, 2, H, K, dtype=torch.float32, device=qkv_TX.device)
+    torch.mul(parts[:, 0], tau[:, 0], out=rotated[:, 0])
+    rotated[:, 1] = parts[:, 1]
+    _rotate(rotated, rope.index_select(0, positions_T))
+    v_THK = parts[:, 2] * tau[:, 1]
+    _write(k_cache, rotated[:, 1], slots_T)
+    _write(v_cache, v_THK, slots_T)
+    return rotated[:, 0].to(qkv_TX.dtype)
+
+
+def _rotate(x_T2HK: torch.Tensor, angles: torch.Tensor) -> None:
+    """Turn the first half of the last dimension in place by angles (T, 2, K/4)."""
+    quarter = angles.shape[-1]
+    cos, sin = angles[:, 0, None, None, :], angles[:, 1, None, None, :]
+    first, second = x_T2HK[..., :quarter], x_T2HK[..., quarter : 2 * quarter]
+    turned = first * sin + second * cos
+    first.mul_(cos).sub_(second * sin)
+    second.copy_(turned)
+
+
+def _write(cache: torch.Tensor, rows_THK: torch.Tensor, slots_T: torch.Tensor) -> None:
+    P, H, L, K = cache.shape
+    if cache.stride(2) == H * K and cache.stride(1) == K:  # slots are rows in memory: one indexed copy
+        cache.transpose(1, 2).view(P * L, H, K).index_copy_(0, slots_T, rows_THK.to(cache.dtype))
+    else:
+        cache[slots_T // L, :, slots_T % L] = rows_THK.to(cache.dtype)

@@ -1,0 +1,144 @@
+"""The choice of the next token, under the decode table of its skill.
+
+A table row is a decoding state: which of the 16 control ids it allows, whether it allows plain text, what each
+token leads to. In state s, with the barred logits at minus infinity:
+    temperature 0:  the largest logit; a tie goes to the lower id, except where plain text is barred: there the
+                    higher id wins, so that a tie between stopping and going on goes on
+    otherwise:      softmax(logits / temperature), cut to the nucleus, inverted at one uniform number
+The nucleus keeps a token while the sum of the likelier ones is at most top_p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CONTROL_IDS = 16
+PLAIN = CONTROL_IDS  # the class of every id from 16 on
+_LIKELIEST = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeTable:
+    """allowed (states, 17) bool; follows (states, 17) int64, the next state; kinds (states, 17) int64, TokenKind.
+
+    Columns are token classes: the id itself below 16, `PLAIN` for all others.
+    """
+
+    allowed: torch.Tensor
+    follows: torch.Tensor
+    kinds: torch.Tensor
+
+    def to(self, device: torch.device) -> DecodeTable:
+        return DecodeTable(
+            allowed=self.allowed.to(device), follows=self.follows.to(device), kinds=self.kinds.to(device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Per row: the token, what its input row will be made of, the state it leads to, its log-probability."""
+
+    tokens: torch.Tensor
+    kinds: torch.Tensor
+    states: torch.Tensor
+    logprobs: torch.Tensor | None
+    top_tokens: torch.Tensor | None
+    top_logprobs: torch.Tensor | None
+
+
+def sample(
+    logits_BV: torch.Tensor,
+    states_B: torch.Tensor,
+    table: DecodeTable,
+    temperature_B: torch.Tensor,
+    top_p_B: torch.Tensor,
+    uniform_B: torch.Tensor | None,
+    top_logprobs: int | None = None,
+) -> Sampled:
+    """Choose one token a row.
+
+    logits in any float dtype (V may be 16: only control ids); states int64; temperature and top_p float32;
+    uniform float32 in [0, 1), or None where every row is greedy. `top_logprobs` asks for log-probabilities (at
+    temperature 1, of what the state allows) of the choice and of that many likeliest tokens.
+    """
+    allowed = table.allowed[states_B]
+    logits = logits_BV.float().masked_fill(~_spread(allowed, logits_BV.shape[1]), float("-inf"))
+    tokens = _greedy(logits, allowed)
+    if uniform_B is not None:
+        warm = temperature_B > 0
+        drawn = _draw(logits / torch.where(warm, temperature_B, 1.0)[:, None], top_p_B, uniform_B)
+        tokens = torch.where(warm, drawn, tokens)
+    column = tokens.clamp(max=PLAIN)
+    logprobs = top_ids = top_values = None
+    if top_logprobs is not None:
+        every = torch.log_softmax(logits, dim=-1)
+        logprobs = every.gather(1, tokens[:, None])[:, 0]
+        top_values, top_ids = every.topk(min(top_logprobs, every.shape[1]), dim=-1)
+    return Sampled(
+        tokens=tokens,
+        kinds=table.kinds[states_B, column],
+        states=table.follows[states_B, column],
+        logprobs=logprobs,
+        top_tokens=top_ids,
+        top_logprobs=top_values,
+    )
+
+
+def nucleus(logits_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """(B, V): softmax of the logits, cut to each row's nucleus and renormalised."""
+    probs, ids = torch.softmax(logits_BV.float(), dim=-1).sort(dim=-1, descending=True, stable=True)
+    kept = torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
+    return torch.zeros_like(probs).scatter_(1, ids, kept / kept.sum(dim=-1, keepdim=True))
+
+
+def uniform(seeds_B: torch.Tensor, steps_B: torch.Tensor) -> torch.Tensor:
+    """(B,) float32 in [0, 1): the first word of Philox-4x32-10 with key `seeds` (int64) and counter `steps`.
+
+    The number depends on nothing but the request's seed and the position of the token in its answer.
+    """
+    mask = 0xFFFFFFFF
+    k0, k1 = seeds_B & mask, (seeds_B >> 32) & mask
+    c0, c1 = steps_B & mask, (steps_B >> 32) & mask
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    for _ in range(10):  # int64 products wrap; the masked halves are those of the unsigned product
+        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((second >> 32) & mask) ^ c1 ^ k0,
+            second & mask,
+            ((first >> 32) & mask) ^ c3 ^ k1,
+            first & mask,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return (c0 >> 8).float() * 2.0**-24
+
+
+def _spread(allowed_BC: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """(B, V) bool from the 17 classes."""
+    plain = allowed_BC[:, PLAIN:].expand(-1, max(0, vocabulary - CONTROL_IDS))
+    return torch.cat((allowed_BC[:, :CONTROL_IDS], plain), dim=1)[:, :vocabulary]
+
+
+def _greedy(logits: torch.Tensor, allowed_BC: torch.Tensor) -> torch.Tensor:
+    first = logits.argmax(dim=-1)
+    control = logits[:, :CONTROL_IDS]
+    last = control.shape[1] - 1 - control.flip(-1).argmax(dim=-1)
+    return torch.where(allowed_BC[:, PLAIN], first, last)
+
+
+def _before(probs: torch.Tensor) -> torch.Tensor:
+    """The sum of all likelier entries, for rows sorted from the likeliest."""
+    return torch.cumsum(probs, dim=-1) - probs
+
+
+def _draw(logits: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    everything = torch.softmax(logits, dim=-1)
+    probs, ids = everything.topk(min(_LIKELIEST, logits.shape[1]), dim=-1)
+    if bool((probs.sum(dim=-1) <= top_p_B).any()):  # the nucleus may be wider than that
+        probs, ids = everything.sort(dim=-1, descending=True, stable=True)
+    kept = torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
+    reached = torch.cumsum(kept, dim=-1)
+    place = (reached <= (uniform_B * reached[:, -1])[:, None]).sum(dim=-1)
+    last = (kept > 0).sum(dim=-1) - 1
+    return ids.gather(1, torch.minimum(place, last)[:, None])[:, 0]

@@ -1,0 +1,423 @@
+"""The engine: load a checkpoint once, then ask it anything, from any thread or coroutine, many things at a time.
+
+Owns the public calls and the threads that read pictures. The work itself is done by `loop.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+
+import torch
+
+from mdinfer.data_url import decode_data_url
+from mdinfer.decode_table import State
+from mdinfer.encoded_image import EncodedImage
+from mdinfer.errors import (
+    ConfigError,
+    ImageError,
+    MdinferError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestError,
+    RequestFailedError,
+)
+from mdinfer.handle import RequestHandle
+from mdinfer.image import Crops, prepare_image
+from mdinfer.loading import Loaded, describe_precision, load_model
+from mdinfer.loop import EngineLoop
+from mdinfer.memory import cache_pages, format_bytes
+from mdinfer.model.batch import KVCache
+from mdinfer.options import EngineConfig
+from mdinfer.pages import PagePool
+from mdinfer.prompts import PromptBuilder
+from mdinfer.request import Caption, Chat, Detect, ImageInput, Message, Point, Query, Request
+from mdinfer.result import Event, Result
+from mdinfer.runner import Runner
+from mdinfer.scheduler import Scheduler
+from mdinfer.sequence import SamplingParams
+from mdinfer.sequence import Sequence as RunningSequence
+from mdinfer.skills import Context, compile_request
+from mdinfer.skills.compiled import Picture
+from mdinfer.task import Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+R = TypeVar("R")
+DEFAULT_MODEL = "demo"
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keywords of the calls that generate text; see `Sampling` for their meaning and defaults."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+
+
+class Engine:
+    """Make one with `Engine.load`; close it, or use it in a `with`, to stop its threads.
+
+    All calls may be made at the same time from any thread. They raise RequestError where the request is at fault,
+    QueueFullError where too many wait, RequestFailedError where the engine failed one request, and EngineDeadError
+    after `close` or a fault of the loop.
+    """
+
+    def __init__(self, loaded: Loaded, options: EngineConfig) -> None:
+        """For `load`, and for callers that make their own model."""
+        model, text = loaded.model, loaded.model.config.text
+        pages = cache_pages(
+            text, options, max_context=loaded.max_context, dtype=model.dtype, device=model.device
+        )
+        self.model_id, self.options, self.config = loaded.name, options, model.config
+        self.max_context = min(loaded.max_context, pages * options.page_size)
+        self._loaded = loaded
+        self._cache = KVCache.allocate(
+            layers=text.n_layers,
+            pages=pages,
+            heads=text.n_heads,
+            head_dim=text.head_dim,
+            page_size=options.page_size,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self._context = Context(config=model.config, tokenizer=loaded.tokenizer)
+        self._images = ThreadPoolExecutor(
+            options.image_threads or min(16, os.cpu_count() or 1), thread_name_prefix="mdinfer-image"
+        )
+        runner = Runner(
+            model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops
+        )
+        self._follows = runner.follows
+        self._tasks: dict[RequestHandle, Task] = {}
+        self._most_tasks = options.max_queue + options.max_batch_size
+        self._lock = threading.Lock()
+        self._loop = EngineLoop(
+            Scheduler(
+                PagePool(pages, options.page_size),
+                max_batch_size=options.max_batch_size,
+                prefill_tokens=options.prefill_tokens,
+            ),
+            runner,
+        )
+
+    @classmethod
+    def load(
+        cls, model: str | Path = DEFAULT_MODEL, *, tokenizer: str | Path | None = None, **options: Any
+    ) -> Engine:
+        """Load "demo", a directory, a checkpoint file or a Hugging Face repository id.
+
+        `options` are the fields of EngineConfig; `tokenizer` is a tokenizer.json to use in place of the
+        checkpoint's. Raises ConfigError, CheckpointError or TokenizerError.
+        """
+        known = [field.name for field in fields(EngineConfig)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"options are {', '.join(known)}"
+                raise ConfigError(f"unknown option {name!r}: {hint}")
+        config = EngineConfig(**options)
+        path = None if tokenizer is None else Path(tokenizer)
+        return cls(load_model(model, config, tokenizer=path), config)
+
+    # One request at a time, or many from many threads
+
+    def query(
+        self,
+        image: ImageInput | None,
+        question: str,
+        *,
+        reasoning: bool = False,
+        spatial_refs: Sequence[tuple[float, ...]] = (),
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        """Answer a question about a picture, or about text alone (`image=None`). See `Query`."""
+        return self.submit(_query(image, question, reasoning, spatial_refs, sampling)).result()
+
+    async def aquery(
+        self,
+        image: ImageInput | None,
+        question: str,
+        *,
+        reasoning: bool = False,
+        spatial_refs: Sequence[tuple[float, ...]] = (),
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        return await self.submit(_query(image, question, reasoning, spatial_refs, sampling)).aresult()
+
+    def caption(
+        self,
+        image: ImageInput,
+        *,
+        length: Literal["short", "normal", "long"] = "normal",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        """Describe a picture. See `Caption`."""
+        return self.submit(_make(Caption, image=image, length=length, **sampling)).result()
+
+    async def acaption(
+        self,
+        image: ImageInput,
+        *,
+        length: Literal["short", "normal", "long"] = "normal",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        return await self.submit(_make(Caption, image=image, length=length, **sampling)).aresult()
+
+    def detect(
+        self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True
+    ) -> Result:
+        """Boxes of all objects of a kind, in `result.objects`. See `Detect`."""
+        return self.submit(Detect(image=image, object=object, max_objects=max_objects, clip=clip)).result()
+
+    async def adetect(
+        self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True
+    ) -> Result:
+        request = Detect(image=image, object=object, max_objects=max_objects, clip=clip)
+        return await self.submit(request).aresult()
+
+    def point(self, image: ImageInput, object: str, *, max_objects: int = 150) -> Result:
+        """Centres of all objects of a kind, in `result.points`. See `Point`."""
+        return self.submit(Point(image=image, object=object, max_objects=max_objects)).result()
+
+    async def apoint(self, image: ImageInput, object: str, *, max_objects: int = 150) -> Result:
+        return await self.submit(Point(image=image, object=object, max_objects=max_objects)).aresult()
+
+    def chat(
+        self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> Result:
+        """Continue a conversation in OpenAI's shape. See `Chat`."""
+        return self.submit(_make(Chat, messages=messages, reasoning=reasoning, **sampling)).result()
+
+    async def achat(
+        self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> Result:
+        return await self.submit(_make(Chat, messages=messages, reasoning=reasoning, **sampling)).aresult()
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Events of a request as they come; leaving the loop early cancels it."""
+        handle = self.submit(request)
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
+
+    async def astream(self, request: Request) -> AsyncIterator[Event]:
+        handle = self.submit(request)
+        try:
+            async for event in handle:
+                yield event
+        finally:
+            handle.cancel()
+
+    def generate(self, requests: Iterable[Request], *, progress: bool = False) -> list[Result]:
+        """Run many requests together; results are in order. The first error cancels the rest and is raised."""
+        from tqdm import tqdm
+
+        handles: list[RequestHandle] = []
+        results: list[Result] = []
+        try:
+            for request in requests:
+                handles.append(self._submit_patiently(request, handles))
+            for handle in tqdm(handles, disable=not progress, unit="request"):
+                results.append(handle.result())
+        finally:
+            for handle in handles:
+                handle.cancel()
+        return results
+
+    async def agenerate(self, requests: Iterable[Request]) -> list[Result]:
+        """As `generate`."""
+        return await asyncio.to_thread(self.generate, list(requests))
+
+    def encode_image(self, image: ImageInput) -> EncodedImage:
+        """Run the vision tower once, for use as the image of any number of requests. Raises ImageError."""
+        self._check_alive()
+        if isinstance(image, EncodedImage):
+            return image
+        crops = self._prepare(Picture(source=image))
+        assert isinstance(crops, Crops)
+        prompt = PromptBuilder(self.config.tokenizer.bos_id, self.config.vision.positions).image().build()
+        work = RunningSequence(
+            prompt=prompt,
+            state=State.ANSWER,
+            sampling=SamplingParams(),
+            max_positions=len(prompt),
+            pictures=[crops],
+        )
+        self._loop.encode(work).result()
+        features = work.pictures[0]
+        assert isinstance(features, torch.Tensor)
+        return EncodedImage(
+            width=crops.width, height=crops.height, digest=crops.digest, _features=features
+        )
+
+    async def aencode_image(self, image: ImageInput) -> EncodedImage:
+        return await asyncio.to_thread(self.encode_image, image)
+
+    # The engine itself
+
+    def submit(self, request: Request) -> RequestHandle:
+        """Start a request and return at once.
+
+        Raises RequestError, QueueFullError or EngineDeadError; what can only be known later (a picture that
+        cannot be read, say) is raised by the handle.
+        """
+        self._check_alive()
+        compiled = compile_request(request, self._context)
+        limit = self.max_context
+        if len(compiled.prompt) >= limit:
+            raise PromptTooLongError(len(compiled.prompt), limit)
+        handle = RequestHandle(self._cancel, self._forget)
+        # One more than max_tokens for the token that closes a reasoning trace.
+        most = min(limit, len(compiled.prompt) + compiled.max_tokens + 1)
+        task = Task(
+            handle=handle,
+            compiled=compiled,
+            sequence=RunningSequence(
+                prompt=compiled.prompt,
+                state=compiled.state,
+                sampling=compiled.sampling,
+                max_positions=most,
+            ),
+            follows=self._follows,
+            eos_id=self.config.tokenizer.eos_id,
+        )
+        with self._lock:
+            if len(self._tasks) >= self._most_tasks:
+                raise QueueFullError(
+                    f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
+                    "or load the engine with a larger max_queue"
+                )
+            self._tasks[handle] = task
+        if compiled.pictures:
+            self._images.submit(self._read_pictures, task)
+        else:
+            self._start(task)
+        return handle
+
+    @property
+    def healthy(self) -> bool:
+        """True while the loop runs; False once closed or failed."""
+        return self._loop.healthy
+
+    def description(self) -> str:
+        """A few lines for people: device, precision, memory, how much runs at once."""
+        model, options = self._loaded.model, self.options
+        cache = self._cache.k.nbytes + self._cache.v.nbytes
+        positions = self._cache.k.shape[1] * options.page_size
+        together = min(options.max_batch_size, positions // min(800, self.max_context))
+        threads = f" ({torch.get_num_threads()} threads)" if model.device.type == "cpu" else ""
+        lines = [
+            f"model     {self.model_id}" + (f" ({self._loaded.notice})" if self._loaded.notice else ""),
+            f"device    {model.device}{threads}, {describe_precision(model)}",
+            f"memory    weights {format_bytes(self._loaded.weight_bytes)}, KV cache up to {format_bytes(cache)}",
+            f"capacity  {together} requests of 800 tokens at once, context {self.max_context} tokens",
+        ]
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """End all work and threads; unfinished requests raise EngineDeadError. Closing twice is fine."""
+        self._loop.close()
+        self._images.shutdown(wait=True, cancel_futures=True)
+        for handle in list(self._tasks):
+            handle._fail(self._loop.dead())
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_alive(self) -> None:
+        if not self._loop.healthy:
+            raise self._loop.dead()
+
+    def _submit_patiently(self, request: Request, earlier: list[RequestHandle]) -> RequestHandle:
+        while True:
+            try:
+                return self.submit(request)
+            except QueueFullError:
+                unfinished = next((handle for handle in earlier if not handle.done), None)
+                if unfinished is None:
+                    raise
+                unfinished.result()
+
+    def _read_pictures(self, task: Task) -> None:
+        try:
+            for picture in task.compiled.pictures:
+                task.sequence.pictures.append(self._prepare(picture))
+        except MdinferError as error:
+            task.handle._fail(error)
+        except Exception as error:
+            task.handle._fail(RequestFailedError(f"reading an image failed with {type(error).__name__}"))
+        else:
+            self._start(task)
+
+    def _start(self, task: Task) -> None:
+        task.prepared()
+        self._loop.add(task)
+
+    def _prepare(self, picture: Picture) -> Crops | torch.Tensor:
+        source = picture.source
+        if isinstance(source, EncodedImage):
+            return self._encoded_features(source, picture.param)
+        if picture.data_url:
+            source = decode_data_url(str(source), param=picture.param)
+        return prepare_image(
+            source,
+            self.config.vision,
+            exif=self.options.exif,
+            max_pixels=self.options.max_image_pixels,
+            param=picture.param,
+        )
+
+    def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
+        features, model = image.features(), self._loaded.model
+        expected = (self.config.vision.positions, self.config.text.dim)
+        if features.shape != expected or features.dtype != model.dtype or features.device != model.device:
+            raise ImageError("this encoded image was made by an engine with another model", param=param)
+        return features
+
+    def _cancel(self, handle: RequestHandle) -> None:
+        task = self._tasks.get(handle)
+        if task is not None:
+            self._loop.cancel(task)
+
+    def _forget(self, handle: RequestHandle) -> None:
+        with self._lock:
+            self._tasks.pop(handle, None)
+
+
+def _query(
+    image: ImageInput | None,
+    question: str,
+    reasoning: bool,
+    spatial_refs: Sequence[tuple[float, ...]],
+    sampling: SamplingOptions,
+) -> Query:
+    return _make(
+        Query, image=image, question=question, reasoning=reasoning, spatial_refs=spatial_refs, **sampling
+    )
+
+
+def _make(kind: type[R], **values: Any) -> R:
+    """Build a request; an unknown keyword is a RequestError that names what there is."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # every request is a dataclass
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"{kind.__name__} takes {', '.join(known)}"
+            raise RequestError(f"unknown argument {name!r}: {hint}", param=name)
+    return kind(**values)

@@ -1,0 +1,287 @@
+"""One picture, from whatever holds it to the crops that the vision tower sees.
+
+Owns decoding to RGB (through Pillow), rotation, tiling, resizing and the picture's digest; stateless and
+thread-safe. File headers are `image_file.py`'s, data URLs `data_url.py`'s, scaling to [-1, 1] the model's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from mdinfer.config import VisionConfig
+from mdinfer.errors import ImageError
+from mdinfer.image_file import PictureFile, has_known_format, inspect_file
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
+
+PREPROCESSING_VERSION = 1  # raise it when the same picture gives other crops: digests then differ
+MAX_SIDE = (
+    1 << 17
+)  # a Lanczos table takes 48 bytes per pixel of a side, so a line of 50 million would take 2.4 GB
+
+# Importing a plugin registers it: Image.open then never looks for others, whichever thread is the first.
+_PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+_STRIP_PIXELS = 1 << 20  # pixels hashed at a time: the digest needs no second copy of the picture
+# One Pillow picture given in two requests may be loaded by two threads at once, which Pillow does not allow.
+_LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Crops:
+    """A picture cut up for the vision tower.
+
+    pixels   (n, crop, crop, 3) uint8 RGB, C-contiguous: crop 0 is the whole picture, then tiles row by row
+    tiling   (rows, columns) of the tiles, n - 1 = rows * columns
+    width    in pixels, after rotation; height likewise
+    digest   SHA-256 of RGB pixels, size, PREPROCESSING_VERSION and what of the config shapes the crops
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    tiling: tuple[int, int]
+    width: int
+    height: int
+    digest: bytes
+
+
+def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
+    """(rows, columns) of tiles of `window` pixels for a picture of this size less its outer margins.
+
+    At most `max_crops` tiles, as the reference's function of this name. Sizes of 0 or less give one tile.
+    """
+    if height <= window or width <= window:
+        return 1, 1
+    min_rows, min_cols = math.ceil(height / window), math.ceil(width / window)
+    if min_rows * min_cols > max_crops:
+        ratio = math.sqrt(max_crops / (min_rows * min_cols))
+        return max(1, math.floor(min_rows * ratio)), max(1, math.floor(min_cols * ratio))
+    rows = max(math.floor(math.sqrt(max_crops * height / width)), min_rows)
+    cols = max(math.floor(math.sqrt(max_crops * width / height)), min_cols)
+    if rows * cols > max_crops:
+        if cols > rows:
+            cols = max_crops // rows
+        else:
+            rows = max_crops // cols
+    return max(1, rows), max(1, cols)
+
+
+def image_tiling(height: int, width: int, config: VisionConfig) -> tuple[int, int]:
+    """(rows, columns) of tiles for a picture of this size in pixels."""
+    margin = _margin(config)
+    return select_tiling(height - margin, width - margin, _window(config), config.max_crops)
+
+
+def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "image") -> Image.Image:
+    """A picture in mode RGB; not to be written to, for it can be the caller's own.
+
+    source      a path or the bytes of a JPEG, PNG, WebP, GIF or BMP file (told by its bytes; first frame), a
+                Pillow picture of any mode, or a numpy array (height, width, 3) of uint8
+    exif        rotate by the EXIF orientation, if there is a readable one
+    max_pixels  larger pictures are refused, files by their header before anything is decoded
+
+    Alpha is dropped, not composited; ICC profiles are ignored; 16-bit grey keeps its high byte; the 32-bit
+    modes I and F are clipped to 0..255. Raises ImageError for what cannot be read; no message holds a path.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = _read_file(source, param)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(inspect_file(bytes(source), param=param), exif, max_pixels, param)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels, param)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, exif, max_pixels, param)
+    raise ImageError(
+        "an image must be a path, the bytes of a picture file, a PIL image or a numpy array of shape "
+        f"(height, width, 3) and dtype uint8, found {type(source).__name__}",
+        param=param,
+    )
+
+
+def prepare_image(
+    source: ImageSource, config: VisionConfig, *, exif: bool, max_pixels: int, param: str = "image"
+) -> Crops:
+    """Decode, rotate, tile, resize (Pillow's LANCZOS) and hash a picture. Takes and raises as `load_rgb`."""
+    picture = load_rgb(source, exif=exif, max_pixels=max_pixels, param=param)
+    tiling = image_tiling(picture.height, picture.width, config)
+    try:
+        return Crops(
+            pixels=_cut(picture, tiling, config),
+            tiling=tiling,
+            width=picture.width,
+            height=picture.height,
+            digest=_digest(picture, config),
+        )
+    except MemoryError:
+        raise _no_memory(param) from None
+
+
+def _margin(config: VisionConfig) -> int:
+    """Pixels of both outer margins together."""
+    return 2 * config.overlap_margin * config.enc_patch_size
+
+
+def _window(config: VisionConfig) -> int:
+    """Pixels from one tile to the next."""
+    return config.crop_size - _margin(config)
+
+
+def _cut(picture: Image.Image, tiling: tuple[int, int], config: VisionConfig) -> npt.NDArray[np.uint8]:
+    (rows, cols), crop, window, margin = tiling, config.crop_size, _window(config), _margin(config)
+    pixels = np.empty((1 + rows * cols, crop, crop, 3), np.uint8)
+    pixels[0] = np.asarray(picture.resize((crop, crop), Image.Resampling.LANCZOS))
+    if tiling == (1, 1):  # the one tile is the whole picture too
+        pixels[1] = pixels[0]
+        return pixels
+    size = (cols * window + margin, rows * window + margin)
+    resized = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+    for index in range(rows * cols):
+        y, x = index // cols * window, index % cols * window
+        pixels[1 + index] = resized[y : y + crop, x : x + crop]
+    return pixels
+
+
+def _digest(picture: Image.Image, config: VisionConfig) -> bytes:
+    sizes = (config.crop_size, config.enc_patch_size, config.overlap_margin, config.max_crops)
+    header = struct.pack("<7q", PREPROCESSING_VERSION, picture.width, picture.height, *sizes)
+    digest = hashlib.sha256(header)
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        digest.update(strip.tobytes())
+    return digest.digest()
+
+
+def _check_size(width: int, height: int, max_pixels: int, param: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture is {width} x {height}: it has no pixels", param=param)
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the picture is {width} x {height}, {width * height} pixels; at most {max_pixels} are allowed "
+            "(max_image_pixels): scale it down",
+            param=param,
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"the picture is {width} x {height}, a side may have {MAX_SIDE} pixels: cut it", param=param
+        )
+
+
+def _no_memory(param: str) -> ImageError:
+    return ImageError("the picture needs more memory than there is: scale it down", param=param)
+
+
+def _read_file(path: str | os.PathLike[str], param: str) -> bytes:
+    """The bytes of a picture file; of any other file (a device, a film) only its head is read."""
+    if isinstance(path, str) and ("://" in path[:16] or path[:5].lower() == "data:"):
+        raise ImageError("a string is taken as a path, found a URL: pass the picture's bytes", param=param)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            return head + file.read() if has_known_format(head) else head
+    except FileNotFoundError as error:
+        raise ImageError("the image file was not found: check its path", param=param) from error
+    except IsADirectoryError as error:
+        raise ImageError("the path of the image is a directory, a file is needed", param=param) from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise ImageError(
+            "the image file cannot be opened: check its path and its permissions", param=param
+        ) from error
+
+
+def _decode(file: PictureFile, exif: bool, max_pixels: int, param: str) -> Image.Image:
+    _check_size(file.width, file.height, max_pixels, param)
+    try:
+        picture = Image.open(io.BytesIO(file.data), formats=(file.format,))
+        if picture.size == (file.width, file.height):  # else the limits were checked on another picture
+            picture.load()
+            return _upright(_to_rgb(picture), file.orientation if exif else 1)
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"the picture is {file.width} x {file.height}, more than Pillow allows: scale it down, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS along with max_image_pixels",
+            param=param,
+        ) from None
+    except MemoryError:
+        raise _no_memory(param) from None
+    except Exception:  # Pillow raises nearly anything on damaged files, and its messages can hold addresses
+        pass
+    raise ImageError(
+        f"the {file.format} picture is damaged, cut short or of an unsupported kind: "
+        "send the whole file, or save it as PNG",
+        param=param,
+    )
+
+
+def _from_pillow(picture: Image.Image, exif: bool, max_pixels: int, param: str) -> Image.Image:
+    _check_size(picture.width, picture.height, max_pixels, param)
+    try:
+        with _LOAD_LOCKS[id(picture) // 64 % len(_LOAD_LOCKS)]:
+            picture.load()
+            orientation = _orientation(picture) if exif else 1
+        return _upright(_to_rgb(picture), orientation)
+    except MemoryError:
+        raise _no_memory(param) from None
+    except Exception:
+        raise ImageError(
+            f"the PIL image of mode {picture.mode} cannot be read: is its file whole and open?", param=param
+        ) from None
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation as Pillow knows it, changes by the caller included; 1 where it cannot be read."""
+    try:
+        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block must not cost the picture
+        return 1
+
+
+def _from_array(array: npt.NDArray[Any], max_pixels: int, param: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"an image array must have shape (height, width, 3) and dtype uint8 (RGB, 0..255), found shape "
+            f"{array.shape} and dtype {array.dtype}: convert it, or pass a PIL image",
+            param=param,
+        )
+    height, width, _ = array.shape
+    _check_size(width, height, max_pixels, param)
+    try:
+        return Image.fromarray(np.ascontiguousarray(array))
+    except MemoryError:
+        raise _no_memory(param) from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Mode RGB without a copy where it is RGB already."""
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I;16"):
+        high = (np.asarray(picture) >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        return picture.convert("RGBA").convert("RGB")  # the same pixels; the direct way warns
+    return picture.convert("RGB")
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return picture if method is None else picture.transpose(method)

@@ -1,0 +1,124 @@
+"""From a model's name and options to a model in memory: devices and precisions resolved, weights in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mdinfer import demo
+from mdinfer.checkpoint import find_checkpoint, random_weights
+from mdinfer.config import ModelConfig
+from mdinfer.errors import ConfigError
+from mdinfer.memory import available_bytes
+from mdinfer.model.moondream import Moondream
+from mdinfer.options import EngineConfig
+from mdinfer.tokenizer import Tokenizer, find_tokenizer
+
+_FLOAT32_SHARE = 0.5  # of the free memory that float32 weights may take before bfloat16 is chosen on a CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """notice: a sentence the user must see, or ""."""
+
+    name: str
+    model: Moondream
+    tokenizer: Tokenizer
+    max_context: int
+    notice: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.model.weights().values())
+
+
+def load_model(
+    name: str | Path, options: EngineConfig, *, tokenizer: Path | None = None, config: ModelConfig | None = None
+) -> Loaded:
+    """Load "demo", a directory, a file or a hub id; or, given a `config`, random weights of that size.
+
+    Raises ConfigError, CheckpointError or TokenizerError.
+    """
+    device = resolve_device(options.device)
+    if config is not None or str(name) == demo.NAME:
+        is_demo = config is None
+        config = config or demo.demo_config()
+        model = _allocate(config, "bfloat16", options, device)
+        random_weights(model.weights(), seed=0)
+        words = Tokenizer.from_json(demo.demo_tokenizer_json(), config.tokenizer, config.text.vocab_size)
+        notice = demo.NOTICE if is_demo else "the weights are random"
+        return Loaded(
+            name=str(name),
+            model=model,
+            tokenizer=words,
+            max_context=options.max_context or config.text.max_context,
+            notice=notice,
+        )
+    checkpoint = find_checkpoint(name, progress=options.progress)
+    words = find_tokenizer(
+        tokenizer,
+        checkpoint.directory,
+        checkpoint.config.tokenizer,
+        checkpoint.config.text.vocab_size,
+        progress=options.progress,
+    )
+    model = _allocate(checkpoint.config, checkpoint.precision, options, device)
+    checkpoint.load_into(model.weights(), progress=options.progress)
+    return Loaded(
+        name=str(name),
+        model=model,
+        tokenizer=words,
+        max_context=options.max_context or checkpoint.config.text.max_context,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Raises ConfigError where a GPU is asked for that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f'device is {name!r}, but torch finds no CUDA GPU: use device="cpu"')
+    device = torch.device("cuda" if name == "auto" else name)
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", index)
+
+
+def _allocate(config: ModelConfig, precision: str, options: EngineConfig, device: torch.device) -> Moondream:
+    """A model whose weights are unset, in the precisions that the options and the checkpoint come to."""
+    dtype = _dtype(config, options, device)
+    fp8 = options.experts == "fp8" or (
+        options.experts == "auto" and precision == "fp8" and device.type == "cuda"
+    )
+    return Moondream(
+        config,
+        dtype=dtype,
+        expert_dtype=torch.float8_e4m3fn if fp8 else dtype,
+        device=device,
+        max_context=options.max_context,
+    )
+
+
+def _dtype(config: ModelConfig, options: EngineConfig, device: torch.device) -> torch.dtype:
+    if options.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16
+    size = 4 * parameter_count(config)
+    return torch.float32 if size <= available_bytes(device) * _FLOAT32_SHARE else torch.bfloat16
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Numbers in a checkpoint of this size."""
+    skeleton = Moondream(config, device="meta", max_context=1)
+    return sum(tensor.numel() for tensor in skeleton.weights().values())
+
+
+def describe_precision(model: Moondream) -> str:
+    """For example "bfloat16, experts float8_e4m3fn"."""
+    base = str(model.dtype).removeprefix("torch.")
+    quantised = {str(t.dtype).removeprefix("torch.") for t in model.weights().values() if t.dtype.itemsize == 1}
+    return f"{base}, experts {quantised.pop()}" if quantised else base

@@ -1,0 +1,155 @@
+"""The engine's loop: one thread that plans a step, runs it, commits its tokens, until it is closed.
+
+Everything the scheduler and the runner hold is touched by this thread alone; others leave messages in its inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from mdinfer.errors import EngineDeadError, MdinferError, RequestCancelledError, RequestFailedError
+from mdinfer.runner import Runner
+from mdinfer.scheduler import Scheduler, StepPlan
+from mdinfer.sequence import Sequence
+from mdinfer.task import Task
+
+log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler, self._runner = scheduler, runner
+        self._tasks: dict[Sequence, Task] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._death: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="mdinfer-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive() and self._death is None and not self._closing
+
+    def add(self, task: Task) -> None:
+        """Schedule a task whose pictures are ready."""
+        self._send(lambda: self._admit(task), task)
+
+    def cancel(self, task: Task) -> None:
+        self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task)
+
+    def encode(self, task_sequence: Sequence) -> Future[None]:
+        """Run the vision tower for a sequence's pictures, between two steps."""
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self._runner.encode([task_sequence])
+            except Exception as error:
+                log.exception("encoding a picture failed")
+                done.set_exception(RequestFailedError(f"encoding the picture failed: {type(error).__name__}"))
+            else:
+                done.set_result(None)
+
+        if not self._send(work, None):
+            done.set_exception(self.dead())
+        return done
+
+    def close(self) -> None:
+        """Stop after the step that runs; unfinished requests end with EngineDeadError. Waits for the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _send(self, message: Callable[[], None], task: Task | None) -> bool:
+        with self._wake:
+            alive = not self._closing and self._death is None
+            if alive:
+                self._inbox.append(message)
+                self._wake.notify()
+        if not alive and task is not None:
+            task.handle._fail(self.dead())
+        return alive
+
+    def dead(self) -> EngineDeadError:
+        """Why nothing more can be asked of this loop."""
+        if self._death is not None:
+            return EngineDeadError(
+                f"the engine's loop failed ({type(self._death).__name__}): load the engine anew"
+            )
+        return EngineDeadError("the engine is closed")
+
+    def _main(self) -> None:
+        try:
+            while self._receive():
+                self._step()
+        except BaseException as error:
+            log.exception("the engine's loop failed")
+            self._death = error
+        finally:
+            with self._wake:
+                self._closing = True
+                rest, self._inbox = list(self._inbox), deque()
+            for message in rest:  # each ends in a handle that is told below, or in a future
+                message()
+            for task in list(self._tasks.values()):
+                self._end(task, self.dead())
+
+    def _receive(self) -> bool:
+        """Handle all messages; wait for one where there is nothing to run. False once closing."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or self._tasks or self._closing)
+            if self._closing:
+                return False
+            messages, self._inbox = self._inbox, deque()
+        for message in messages:
+            message()
+        return True
+
+    def _step(self) -> None:
+        plan = self._scheduler.plan()
+        if plan is None:
+            return
+        for sequence in plan.prefill:
+            self._tasks[sequence].admit()
+        try:
+            tokens = self._runner.run(plan)
+        except Exception as error:
+            self._fail(plan, error)
+            return
+        for sequence, token in zip(plan.sequences, tokens, strict=True):
+            task = self._tasks[sequence]
+            try:
+                if task.commit(token):
+                    self._forget(task)
+            except Exception as error:
+                log.exception("committing a token failed")
+                self._end(task, RequestFailedError(f"the answer could not be decoded: {type(error).__name__}"))
+
+    def _admit(self, task: Task) -> None:
+        if task.handle.done:
+            return
+        self._tasks[task.sequence] = task
+        self._scheduler.add(task.sequence)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        log.error("a step failed", exc_info=error)
+        for sequence in plan.sequences:
+            self._end(
+                self._tasks[sequence], RequestFailedError(f"the step failed with {type(error).__name__}")
+            )
+
+    def _end(self, task: Task, error: MdinferError) -> None:
+        task.handle._fail(error)
+        if task.sequence in self._tasks:
+            self._forget(task)
+
+    def _forget(self, task: Task) -> None:
+        del self._tasks[task.sequence]
+        self._scheduler.remove(task.sequence)

@@ -1,0 +1,72 @@
+"""How much memory there is, and what of it the KV cache takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from mdinfer.config import TextConfig
+from mdinfer.errors import ConfigError
+from mdinfer.model.batch import KVCache
+from mdinfer.options import EngineConfig, parse_size
+
+_CPU_SHARE = 0.25
+_CUDA_SHARE = 0.8
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory free for use: the device's, or on a CPU what the system and its control group leave."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_meminfo("MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            limits.append(int(limit) - used)
+    except (OSError, ValueError):
+        pass
+    return max(0, min(limits))
+
+
+def cache_pages(
+    config: TextConfig, options: EngineConfig, *, max_context: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Pages of the KV cache: as many as the batch can ever use, within `kv_memory`. Raises ConfigError."""
+    page = KVCache.bytes_per_page(
+        config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype
+    )
+    most = options.max_batch_size * -(-max_context // options.page_size)
+    if options.kv_memory == "auto":
+        share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
+        budget = int(available_bytes(device) * share)
+    else:
+        budget = parse_size(options.kv_memory, "kv_memory")
+    if budget < page:
+        raise ConfigError(
+            f"kv_memory is {budget} bytes, one page of {options.page_size} positions needs {page}: "
+            "give it more, or free memory"
+        )
+    return min(most, budget // page)
+
+
+def format_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _meminfo(field: str) -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == field:
+                return int(rest.split()[0]) * 1024
+    except OSError:
+        return None
+    return None

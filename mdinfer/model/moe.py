@@ -1,0 +1,47 @@
+"""A mixture-of-experts layer: router and experts, in the model's dtype or in fp8 with a scale per output channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mdinfer.config import MoEConfig
+from mdinfer.kernels import moe_experts, moe_route
+from mdinfer.model.layers import Linear, empty
+
+
+class ExpertWeight(nn.Module):
+    """weight (E, outputs, inputs); scale (E, outputs) float32 where the weight is fp8, else None."""
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.weight = empty(experts, outputs, inputs, dtype=dtype, device=device)
+        self.scale = (
+            empty(experts, outputs, dtype=torch.float32, device=device) if dtype.itemsize == 1 else None
+        )
+
+
+class ExpertMlp(nn.Module):
+    def __init__(
+        self,
+        dim: int,
+        config: MoEConfig,
+        *,
+        dtype: torch.dtype,
+        expert_dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.experts_per_token = config.experts_per_token
+        inner, count = config.expert_inner_dim, config.num_experts
+        self.router = Linear(dim, count, dtype=dtype, device=device)
+        self.fc1 = ExpertWeight(count, dim, 2 * inner, dtype=expert_dtype, device=device)
+        self.fc2 = ExpertWeight(count, inner, dim, dtype=expert_dtype, device=device)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        experts, weights = moe_route(self.router(h), self.experts_per_token)
+        return moe_experts(
+            h, experts, weights, self.fc1.weight, self.fc2.weight, self.fc1.scale, self.fc2.scale
+        )

@@ -1,0 +1,77 @@
+"""Moondream 3: vision tower, text decoder and region heads, with weights that a checkpoint fills."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mdinfer.config import ModelConfig
+from mdinfer.kernels import TokenKind, input_embeddings
+from mdinfer.model.region import Region
+from mdinfer.model.text import TextDecoder
+from mdinfer.model.vision import VisionTower
+
+
+class Moondream(nn.Module):
+    """Parameters carry the published checkpoint's names without `model.`; Wq and Wv are one `tau.wqwv`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        expert_dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        max_context: int | None = None,
+    ) -> None:
+        super().__init__()
+        device = torch.device(device)
+        self.config, self.dtype, self.device = config, dtype, device
+        self.text = TextDecoder(
+            config.text,
+            max_context=max_context or config.text.max_context,
+            dtype=dtype,
+            expert_dtype=expert_dtype or dtype,
+            device=device,
+        )
+        self.vision = VisionTower(config.vision, dtype=dtype, device=device)
+        self.region = Region(config.region, dtype=dtype, device=device)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Canonical name -> the tensor to fill in place."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def embed(
+        self, tokens: torch.Tensor, kinds: torch.Tensor, values: torch.Tensor, images: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(T, D) input rows.
+
+        tokens (T,) int64, kinds (T,) TokenKind, values (T, 2) float32 (a coordinate in column 0, or a size);
+        images (M, D): features of the M positions of kind IMAGE, in order.
+        """
+        replaced, rows = [], []
+        for kind in (TokenKind.COORD, TokenKind.SIZE, TokenKind.IMAGE):
+            where = (kinds == kind).nonzero()[:, 0]
+            if not len(where):
+                continue
+            replaced.append(where)
+            if kind == TokenKind.COORD:
+                rows.append(self.region.encode_coordinates(values[where, :1]))
+            elif kind == TokenKind.SIZE:
+                rows.append(self.region.encode_sizes(values[where]))
+            else:
+                assert images is not None and len(images) == len(where)
+                rows.append(images)
+        if not replaced:
+            return input_embeddings(self.text.wte, tokens)
+        return input_embeddings(self.text.wte, tokens, torch.cat(replaced), torch.cat(rows))
+
+    def decode_values(self, hidden: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """(B, 2) float32: the coordinate in column 0, or width and height, or zeros, by each row's TokenKind."""
+        values = torch.zeros(hidden.shape[0], 2, device=hidden.device)
+        coord, size = kinds == TokenKind.COORD, kinds == TokenKind.SIZE
+        if bool(coord.any()):
+            values[coord, 0] = self.region.decode_coordinates(hidden[coord])
+        if bool(size.any()):
+            values[size] = self.region.decode_sizes(hidden[size])
+        return values

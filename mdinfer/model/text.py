@@ -1,0 +1,104 @@
+"""The text decoder: parallel attention and MLP branches from one LayerNorm, dense layers first, then experts.
+
+Per layer, h = ln(x):  x <- x + attn(h) + mlp(h).  The formulas of each operation stand in `mdinfer.kernels`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mdinfer.config import TextConfig
+from mdinfer.kernels import paged_attention, qkv_epilogue, rope_table
+from mdinfer.model.batch import ForwardBatch, KVCache
+from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
+from mdinfer.model.moe import ExpertMlp
+
+
+class Tau(nn.Module):
+    """Attention temperatures: Wq over Wv, and the strength of the position term (kept in float32)."""
+
+    def __init__(self, config: TextConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.wqwv = empty(2 * config.n_heads, 3 * config.dim, dtype=dtype, device=device)
+        self.alpha = empty(config.n_heads, dtype=torch.float32, device=device)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.qkv = Linear(config.dim, 3 * config.dim, dtype=dtype, device=device)
+        self.tau = Tau(config, dtype=dtype, device=device)
+        self.proj = Linear(config.dim, config.dim, dtype=dtype, device=device)
+
+    def forward(
+        self, h: torch.Tensor, batch: ForwardBatch, rope: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        q = qkv_epilogue(
+            self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.positions, rope, k, v, batch.slots
+        )
+        out: torch.Tensor = self.proj(paged_attention(q, k, v, batch.attention).flatten(1))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        moe: bool,
+        dtype: torch.dtype,
+        expert_dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.ln = LayerNorm(config.dim, dtype=dtype, device=device)
+        self.attn = Attention(config, dtype=dtype, device=device)
+        self.mlp: nn.Module = (
+            ExpertMlp(config.dim, config.moe, dtype=dtype, expert_dtype=expert_dtype, device=device)
+            if moe
+            else Mlp(config.dim, config.ff_dim, config.dim, dtype=dtype, device=device)
+        )
+
+    def forward(
+        self, x: torch.Tensor, batch: ForwardBatch, rope: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        h = self.ln(x)
+        out: torch.Tensor = x + self.attn(h, batch, rope, k, v) + self.mlp(h)
+        return out
+
+
+class TextDecoder(nn.Module):
+    """`max_context` positions of RoPE are tabled; a longer sequence is the caller's fault."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        max_context: int,
+        dtype: torch.dtype,
+        expert_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.wte = empty(config.vocab_size, config.dim, dtype=dtype, device=device)
+        self.blocks = nn.ModuleList(
+            Block(config, moe=config.is_moe(i), dtype=dtype, expert_dtype=expert_dtype, device=device)
+            for i in range(config.n_layers)
+        )
+        self.post_ln = LayerNorm(config.dim, dtype=dtype, device=device)
+        self.lm_head = Linear(config.dim, config.vocab_size, dtype=dtype, device=device)
+        self.rope = rope_table(max_context, config.head_dim, device)
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
+        x = batch.x
+        for i, block in enumerate(self.blocks):
+            x = block(x, batch, self.rope, cache.k[i], cache.v[i])
+        return x.index_select(0, batch.last)
+
+    def logits(self, hidden: torch.Tensor, first: int | None = None) -> torch.Tensor:
+        """(B, V), or only the `first` ids' (B, first)."""
+        h = self.post_ln(hidden)
+        weight, bias = self.lm_head.weight[:first], self.lm_head.bias[:first]
+        return torch.nn.functional.linear(h, weight, bias)

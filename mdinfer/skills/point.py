@@ -1,0 +1,51 @@
+"""Point: x, y after x, y, until the model stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mdinfer.decode_table import State
+from mdinfer.request import Point
+from mdinfer.result import XY, Event
+from mdinfer.sequence import SampledToken, SamplingParams
+from mdinfer.skills.compiled import Compiled, Context, Picture
+
+TOKENS_PER_POINT = 2
+
+
+def compile_point(request: Point, context: Context) -> Compiled:
+    template = context.config.tokenizer.templates.point
+    ids = [*template.prefix, *context.tokenizer.encode(" " + request.object), *template.suffix]
+    return Compiled(
+        prompt=context.prompt().image().text(ids).build(),
+        pictures=(Picture(source=request.image),),
+        state=State.POINT_X,
+        sampling=SamplingParams(),
+        max_tokens=TOKENS_PER_POINT * request.max_objects,
+        output=PointOutput(),
+    )
+
+
+class PointOutput:
+    complete = False
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._x: float | None = None
+        self._points: list[XY] = []
+
+    def push(self, token: SampledToken) -> Event | None:
+        self._token_ids.append(token.token)
+        if self._x is None:
+            self._x = token.value[0]
+            return None
+        point = XY(self._x, token.value[0])
+        self._points.append(point)
+        self._x = None
+        return Event(point=point)
+
+    def close(self) -> None:
+        return None
+
+    def fields(self) -> dict[str, Any]:
+        return {"points": self._points, "token_ids": self._token_ids}
