@@ -92,7 +92,7 @@ def paged_attention(
 
 def _keys(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
     """(H, length, K): the first keys or values of a sequence."""
-    P, H, L, K = cache.shape
+    _, H, L, K = cache.shape
     count = -(-length // L)
     by_slot = cache.transpose(1, 2)
     first = pages[0]

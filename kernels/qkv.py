@@ -15,9 +15,7 @@ import torch.nn.functional as F
 ROPE_THETA = 1_500_000.0
 
 
-def rope_table(
-    positions: int, head_dim: int, device: torch.device | str, theta: float = ROPE_THETA
-) -> torch.Tensor:
+def rope_table(positions: int, head_dim: int, device: torch.device | str, theta: float = ROPE_THETA) -> torch.Tensor:
     """(positions, 2, head_dim / 4) float32: cosines and sines; angles are rounded once, from float64."""
     quarter = head_dim // 4
     frequency = theta ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -41,7 +39,7 @@ def qkv_epilogue(
     `rope_table`; caches (P, H, L, K) in any memory order; slots_T int64 = page * L + slot.
     """
     T, X = qkv_TX.shape
-    P, H, L, K = k_cache.shape
+    H, K = k_cache.shape[1], k_cache.shape[3]
     assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
     token = torch.tanh(F.linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
     logs = torch.log(positions_T.float() + 1)

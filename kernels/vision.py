@@ -36,7 +36,7 @@ def pooled_map(local: torch.Tensor, tiling: tuple[int, int], margin: int) -> tor
     rows, cols = tiling
     count, positions, C = local.shape
     G = int(positions**0.5)
-    assert count == rows * cols and G * G == positions
+    assert rows * cols == count and positions == G * G
     if count == 1:
         return local[0]
     tiles = local.view(rows, cols, G, G, C)

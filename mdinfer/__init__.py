@@ -1,8 +1,8 @@
 """mdinfer: Moondream 3 on your own hardware.
 
-    import mdinfer
-    engine = mdinfer.Engine.load("demo")
-    print(engine.query("photo.jpg", "What is this?").text)
+import mdinfer
+engine = mdinfer.Engine.load("demo")
+print(engine.query("photo.jpg", "What is this?").text)
 """
 
 from mdinfer.config import ModelConfig

@@ -145,7 +145,7 @@ class ModelConfig:
         for alias, name in (("n_experts", "num_experts"), ("n_experts_per_tok", "experts_per_token")):
             if alias in moe:
                 moe.setdefault(name, moe.pop(alias))
-        n_heads = text.get("n_heads", TextConfig.n_heads)
+        n_heads = text.get("n_heads", TextConfig().n_heads)
         if text.get("n_kv_heads", n_heads) != n_heads:
             raise ConfigError(f"n_kv_heads {text['n_kv_heads']} differs from n_heads {n_heads}: unsupported")
         tokens = dict(_mapping(root.get("tokenizer", {}), "tokenizer"))
@@ -207,7 +207,7 @@ def _templates(raw: Mapping[str, Any]) -> Templates:
     for skill in ("query", "detect", "point"):
         if parts := raw.get(skill):
             parts = _mapping(parts, f"tokenizer.templates.{skill}")
-            default: Template = Templates.__dataclass_fields__[skill].default
+            default: Template = getattr(Templates(), skill)
             known[skill] = Template(
                 prefix=_ids(parts.get("prefix", default.prefix), f"{skill}.prefix"),
                 suffix=_ids(parts.get("suffix", default.suffix), f"{skill}.suffix"),

@@ -35,9 +35,7 @@ def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
     another scheme, no scheme, a URL that is not base64, a foreign character, an impossible length, nothing.
     """
     if not isinstance(url, str):
-        raise ImageError(
-            f"the image URL must be a string, found {type(url).__name__}: {_REMEDY}", param=param
-        )
+        raise ImageError(f"the image URL must be a string, found {type(url).__name__}: {_REMEDY}", param=param)
     start = len(url) - len(url.lstrip()) if url[:1].isspace() else 0
     scheme = _SCHEME.match(url, start)
     if scheme is None:
@@ -52,9 +50,7 @@ def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
         return _decode_base64(_decode_percent(payload) if b"%" in payload else payload)
     except ValueError as error:
         reason = "a character outside ASCII" if isinstance(error, UnicodeError) else str(error)
-        raise ImageError(
-            f"the payload of the data: URL is not base64: it has {reason}", param=param
-        ) from None
+        raise ImageError(f"the payload of the data: URL is not base64: it has {reason}", param=param) from None
 
 
 def _decode_base64(payload: bytes) -> bytes:

@@ -77,9 +77,7 @@ class Engine:
     def __init__(self, loaded: Loaded, options: EngineConfig) -> None:
         """For `load`, and for callers that make their own model."""
         model, text = loaded.model, loaded.model.config.text
-        pages = cache_pages(
-            text, options, max_context=loaded.max_context, dtype=model.dtype, device=model.device
-        )
+        pages = cache_pages(text, options, max_context=loaded.max_context, dtype=model.dtype, device=model.device)
         self.model_id, self.options, self.config = loaded.name, options, model.config
         self.max_context = min(loaded.max_context, pages * options.page_size)
         self._loaded = loaded
@@ -96,9 +94,7 @@ class Engine:
         self._images = ThreadPoolExecutor(
             options.image_threads or min(16, os.cpu_count() or 1), thread_name_prefix="mdinfer-image"
         )
-        runner = Runner(
-            model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops
-        )
+        runner = Runner(model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops)
         self._follows = runner.follows
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
@@ -113,9 +109,7 @@ class Engine:
         )
 
     @classmethod
-    def load(
-        cls, model: str | Path = DEFAULT_MODEL, *, tokenizer: str | Path | None = None, **options: Any
-    ) -> Engine:
+    def load(cls, model: str | Path = DEFAULT_MODEL, *, tokenizer: str | Path | None = None, **options: Any) -> Engine:
         """Load "demo", a directory, a checkpoint file or a Hugging Face repository id.
 
         `options` are the fields of EngineConfig; `tokenizer` is a tokenizer.json to use in place of the
@@ -175,15 +169,11 @@ class Engine:
     ) -> Result:
         return await self.submit(_make(Caption, image=image, length=length, **sampling)).aresult()
 
-    def detect(
-        self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True
-    ) -> Result:
+    def detect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
         """Boxes of all objects of a kind, in `result.objects`. See `Detect`."""
         return self.submit(Detect(image=image, object=object, max_objects=max_objects, clip=clip)).result()
 
-    async def adetect(
-        self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True
-    ) -> Result:
+    async def adetect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
         request = Detect(image=image, object=object, max_objects=max_objects, clip=clip)
         return await self.submit(request).aresult()
 
@@ -259,9 +249,7 @@ class Engine:
         self._loop.encode(work).result()
         features = work.pictures[0]
         assert isinstance(features, torch.Tensor)
-        return EncodedImage(
-            width=crops.width, height=crops.height, digest=crops.digest, _features=features
-        )
+        return EncodedImage(width=crops.width, height=crops.height, digest=crops.digest, _features=features)
 
     async def aencode_image(self, image: ImageInput) -> EncodedImage:
         return await asyncio.to_thread(self.encode_image, image)
@@ -407,9 +395,7 @@ def _query(
     spatial_refs: Sequence[tuple[float, ...]],
     sampling: SamplingOptions,
 ) -> Query:
-    return _make(
-        Query, image=image, question=question, reasoning=reasoning, spatial_refs=spatial_refs, **sampling
-    )
+    return _make(Query, image=image, question=question, reasoning=reasoning, spatial_refs=spatial_refs, **sampling)
 
 
 def _make(kind: type[R], **values: Any) -> R:

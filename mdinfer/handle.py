@@ -19,16 +19,14 @@ class RequestHandle:
     `result`, raise the MdinferError that ended a request which did not finish.
     """
 
-    def __init__(
-        self, cancel: Callable[[RequestHandle], None], forget: Callable[[RequestHandle], None]
-    ) -> None:
+    def __init__(self, cancel: Callable[[RequestHandle], None], forget: Callable[[RequestHandle], None]) -> None:
         self.request_id = uuid.uuid4().hex
         self._cancel, self._forget = cancel, forget
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self._error: MdinferError | None = None
         self._result: Result | None = None
-        self._wakers: dict[int, Callable[[], None]] = {}
+        self._wakers: dict[int, Callable[[], object]] = {}
         self._waker_ids = itertools.count()
 
     @property

@@ -26,9 +26,7 @@ from mdinfer.image_file import PictureFile, has_known_format, inspect_file
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
 
 PREPROCESSING_VERSION = 1  # raise it when the same picture gives other crops: digests then differ
-MAX_SIDE = (
-    1 << 17
-)  # a Lanczos table takes 48 bytes per pixel of a side, so a line of 50 million would take 2.4 GB
+MAX_SIDE = 1 << 17  # a Lanczos table takes 48 bytes per pixel of a side, so a line of 50 million would take 2.4 GB
 
 # Importing a plugin registers it: Image.open then never looks for others, whichever thread is the first.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
@@ -181,9 +179,7 @@ def _check_size(width: int, height: int, max_pixels: int, param: str) -> None:
             param=param,
         )
     if max(width, height) > MAX_SIDE:
-        raise ImageError(
-            f"the picture is {width} x {height}, a side may have {MAX_SIDE} pixels: cut it", param=param
-        )
+        raise ImageError(f"the picture is {width} x {height}, a side may have {MAX_SIDE} pixels: cut it", param=param)
 
 
 def _no_memory(param: str) -> ImageError:
@@ -203,9 +199,7 @@ def _read_file(path: str | os.PathLike[str], param: str) -> bytes:
     except IsADirectoryError as error:
         raise ImageError("the path of the image is a directory, a file is needed", param=param) from error
     except (OSError, ValueError, MemoryError) as error:
-        raise ImageError(
-            "the image file cannot be opened: check its path and its permissions", param=param
-        ) from error
+        raise ImageError("the image file cannot be opened: check its path and its permissions", param=param) from error
 
 
 def _decode(file: PictureFile, exif: bool, max_pixels: int, param: str) -> Image.Image:

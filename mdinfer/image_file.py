@@ -63,9 +63,7 @@ def inspect_file(data: bytes, *, param: str = "image") -> PictureFile:
     except _RefusedError as error:
         raise ImageError(f"the picture {error}: save it anew, without metadata", param=param) from None
     except (struct.error, IndexError):
-        raise ImageError(
-            f"the {name} picture is damaged or cut short: send the whole file", param=param
-        ) from None
+        raise ImageError(f"the {name} picture is damaged or cut short: send the whole file", param=param) from None
 
 
 def _format(head: bytes) -> str | None:

@@ -35,7 +35,11 @@ class Loaded:
 
 
 def load_model(
-    name: str | Path, options: EngineConfig, *, tokenizer: Path | None = None, config: ModelConfig | None = None
+    name: str | Path,
+    options: EngineConfig,
+    *,
+    tokenizer: Path | None = None,
+    config: ModelConfig | None = None,
 ) -> Loaded:
     """Load "demo", a directory, a file or a hub id; or, given a `config`, random weights of that size.
 
@@ -90,9 +94,7 @@ def resolve_device(name: str) -> torch.device:
 def _allocate(config: ModelConfig, precision: str, options: EngineConfig, device: torch.device) -> Moondream:
     """A model whose weights are unset, in the precisions that the options and the checkpoint come to."""
     dtype = _dtype(config, options, device)
-    fp8 = options.experts == "fp8" or (
-        options.experts == "auto" and precision == "fp8" and device.type == "cuda"
-    )
+    fp8 = options.experts == "fp8" or (options.experts == "auto" and precision == "fp8" and device.type == "cuda")
     return Moondream(
         config,
         dtype=dtype,

@@ -80,9 +80,7 @@ class EngineLoop:
     def dead(self) -> EngineDeadError:
         """Why nothing more can be asked of this loop."""
         if self._death is not None:
-            return EngineDeadError(
-                f"the engine's loop failed ({type(self._death).__name__}): load the engine anew"
-            )
+            return EngineDeadError(f"the engine's loop failed ({type(self._death).__name__}): load the engine anew")
         return EngineDeadError("the engine is closed")
 
     def _main(self) -> None:
@@ -141,9 +139,7 @@ class EngineLoop:
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         log.error("a step failed", exc_info=error)
         for sequence in plan.sequences:
-            self._end(
-                self._tasks[sequence], RequestFailedError(f"the step failed with {type(error).__name__}")
-            )
+            self._end(self._tasks[sequence], RequestFailedError(f"the step failed with {type(error).__name__}"))
 
     def _end(self, task: Task, error: MdinferError) -> None:
         task.handle._fail(error)

@@ -35,9 +35,7 @@ def cache_pages(
     config: TextConfig, options: EngineConfig, *, max_context: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """Pages of the KV cache: as many as the batch can ever use, within `kv_memory`. Raises ConfigError."""
-    page = KVCache.bytes_per_page(
-        config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype
-    )
+    page = KVCache.bytes_per_page(config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype)
     most = options.max_batch_size * -(-max_context // options.page_size)
     if options.kv_memory == "auto":
         share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mdinfer.errors import RequestError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mdinfer.encoded_image import EncodedImage
 
-    ImageInput: TypeAlias = Union[str, os.PathLike[str], bytes, PIL.Image.Image, np.ndarray[Any, Any], EncodedImage]
+    ImageInput: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray[Any, Any] | EncodedImage
 else:
     ImageInput = Any
 
@@ -58,7 +58,9 @@ class Sampling:
         check_number("temperature", self.temperature, 0, 2)
         check_number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
-            raise RequestError("top_p is 0, it must be above 0 and at most 1; for greedy use temperature=0", param="top_p")
+            raise RequestError(
+                "top_p is 0, it must be above 0 and at most 1; for greedy use temperature=0", param="top_p"
+            )
         check_integer("max_tokens", self.max_tokens, 1, 1 << 20)
         if self.seed is not None:
             check_integer("seed", self.seed, -(1 << 63), (1 << 64) - 1)
@@ -185,7 +187,9 @@ def check_text(name: str, value: object) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RequestError(f"{name} holds a lone surrogate at character {error.start}: send valid Unicode", param=name) from None
+        raise RequestError(
+            f"{name} holds a lone surrogate at character {error.start}: send valid Unicode", param=name
+        ) from None
 
 
 def check_spatial_refs(refs: object) -> None:
@@ -195,12 +199,16 @@ def check_spatial_refs(refs: object) -> None:
         raise RequestError(f"{len(refs)} spatial_refs, at most {MAX_OBJECTS} are allowed", param="spatial_refs")
     for i, ref in enumerate(refs):
         if isinstance(ref, str | bytes) or not isinstance(ref, Sequence) or len(ref) not in (2, 4):
-            raise RequestError(f"spatial_refs[{i}] must be (x, y) or (x_min, y_min, x_max, y_max)", param="spatial_refs")
+            raise RequestError(
+                f"spatial_refs[{i}] must be (x, y) or (x_min, y_min, x_max, y_max)", param="spatial_refs"
+            )
         for value in ref:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise RequestError(f"spatial_refs[{i}] holds {value!r}, values go from 0 to 1", param="spatial_refs")
         if len(ref) == 4 and not (ref[0] <= ref[2] and ref[1] <= ref[3]):
-            raise RequestError(f"spatial_refs[{i}] is {tuple(ref)}: its maximum lies below its minimum", param="spatial_refs")
+            raise RequestError(
+                f"spatial_refs[{i}] is {tuple(ref)}: its maximum lies below its minimum", param="spatial_refs"
+            )
 
 
 def _check_bool(name: str, value: object) -> None:

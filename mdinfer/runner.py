@@ -22,9 +22,7 @@ from mdinfer.sequence import SampledToken, Sequence
 
 
 class Runner:
-    def __init__(
-        self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int
-    ) -> None:
+    def __init__(self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
         self._page_size = cache.k.shape[3]
@@ -47,12 +45,7 @@ class Runner:
     @torch.inference_mode()
     def encode(self, sequences: Seq[Sequence]) -> None:
         """Turn the sequences' crops into features, in place; all crops go through the tower together."""
-        places = [
-            (s, i, p)
-            for s in sequences
-            for i, p in enumerate(s.pictures)
-            if not isinstance(p, torch.Tensor)
-        ]
+        places = [(s, i, p) for s in sequences for i, p in enumerate(s.pictures) if not isinstance(p, torch.Tensor)]
         if not places:
             return
         crops = torch.from_numpy(np.concatenate([p.pixels for _, _, p in places])).to(self.device)
@@ -64,9 +57,7 @@ class Runner:
         parts = [self._prompt_rows(plan.prefill)] if plan.prefill else []
         if plan.decode:
             slots = self._tensor([s.slot for s in plan.decode])
-            parts.append(
-                self.model.embed(self._tokens[slots], self._kinds[slots], self._values[slots], None)
-            )
+            parts.append(self.model.embed(self._tokens[slots], self._kinds[slots], self._values[slots], None))
         counts = [len(s.prompt) for s in plan.prefill] + [1] * len(plan.decode)
         positions = [np.arange(len(s.prompt)) for s in plan.prefill]
         positions += [np.array([s.length - 1]) for s in plan.decode]
@@ -94,9 +85,7 @@ class Runner:
             torch.cat(images) if images else None,
         )
 
-    def _cache_slots(
-        self, sequences: Seq[Sequence], positions: list[npt.NDArray[np.int64]]
-    ) -> npt.NDArray[np.int64]:
+    def _cache_slots(self, sequences: Seq[Sequence], positions: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
         size = self._page_size
         return np.concatenate(
             [np.asarray(s.pages)[p // size] * size + p % size for s, p in zip(sequences, positions, strict=True)]

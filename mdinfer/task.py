@@ -87,4 +87,3 @@ class Task:
             ),
         )
         self.handle._push(Event(finish_reason=reason, usage=result.usage, result=result))
-

@@ -135,7 +135,7 @@ def find_tokenizer(
     except Exception as error:  # no network, no such repository, no disk, no library: one remedy
         raise TokenizerError(
             f"no tokenizer found{passed_over}, and {HUB_REPOSITORY} cannot be fetched from the Hugging "
-            f"Face hub ({type(error).__name__}): pass the path of its {_FILE_NAME}, or put it beside the checkpoint"
+            f"no tokenizer found{passed_over}, and {HUB_REPOSITORY} cannot be fetched from the Hugging Face "
         ) from error
     return Tokenizer.from_file(path, tokens, vocab_size)
 

@@ -38,9 +38,7 @@ class LayerNorm(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU in its tanh form, Linear."""
 
-    def __init__(
-        self, dim: int, inner: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
+    def __init__(self, dim: int, inner: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.fc1 = Linear(dim, inner, dtype=dtype, device=device)
         self.fc2 = Linear(inner, outputs, dtype=dtype, device=device)

@@ -18,9 +18,7 @@ class ExpertWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = empty(experts, outputs, inputs, dtype=dtype, device=device)
-        self.scale = (
-            empty(experts, outputs, dtype=torch.float32, device=device) if dtype.itemsize == 1 else None
-        )
+        self.scale = empty(experts, outputs, dtype=torch.float32, device=device) if dtype.itemsize == 1 else None
 
 
 class ExpertMlp(nn.Module):
@@ -42,6 +40,4 @@ class ExpertMlp(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         experts, weights = moe_route(self.router(h), self.experts_per_token)
-        return moe_experts(
-            h, experts, weights, self.fc1.weight, self.fc2.weight, self.fc1.scale, self.fc2.scale
-        )
+        return moe_experts(h, experts, weights, self.fc1.weight, self.fc2.weight, self.fc1.scale, self.fc2.scale)

@@ -34,9 +34,7 @@ class Attention(nn.Module):
     def forward(
         self, h: torch.Tensor, batch: ForwardBatch, rope: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        q = qkv_epilogue(
-            self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.positions, rope, k, v, batch.slots
-        )
+        q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.positions, rope, k, v, batch.slots)
         out: torch.Tensor = self.proj(paged_attention(q, k, v, batch.attention).flatten(1))
         return out
 

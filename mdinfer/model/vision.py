@@ -44,13 +44,9 @@ class VisionTower(nn.Module):
         self.config, self.dtype = config, dtype
         self.patch_emb = Linear(config.patch_dim, config.enc_dim, dtype=dtype, device=device)
         self.pos_emb = empty(1, config.positions, config.enc_dim, dtype=dtype, device=device)
-        self.blocks = nn.ModuleList(
-            VisionBlock(config, dtype=dtype, device=device) for _ in range(config.enc_n_layers)
-        )
+        self.blocks = nn.ModuleList(VisionBlock(config, dtype=dtype, device=device) for _ in range(config.enc_n_layers))
         self.post_ln = LayerNorm(config.enc_dim, dtype=dtype, device=device)
-        self.proj_mlp = Mlp(
-            2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim, dtype=dtype, device=device
-        )
+        self.proj_mlp = Mlp(2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim, dtype=dtype, device=device)
 
     def crop_features(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, positions, C) of uint8 crops (N, side, side, 3)."""
@@ -70,8 +66,6 @@ class VisionTower(nn.Module):
         self, crops: torch.Tensor, tilings: Sequence[tuple[int, int]], crops_per_pass: int
     ) -> list[torch.Tensor]:
         """Encode several pictures whose crops are stacked; at most `crops_per_pass` go through at once."""
-        features = torch.cat([self.crop_features(part) for part in crops.split(crops_per_pass)])
+        features = torch.cat([self.crop_features(part) for part in torch.split(crops, crops_per_pass)])
         counts = [1 + rows * cols for rows, cols in tilings]
-        return [
-            self.project(f, tiling) for f, tiling in zip(features.split(counts), tilings, strict=True)
-        ]
+        return [self.project(f, tiling) for f, tiling in zip(torch.split(features, counts), tilings, strict=True)]

@@ -17,7 +17,13 @@ class TextOutput:
     """Concatenated event texts equal the final ones: characters and possible stop strings are held back whole."""
 
     def __init__(
-        self, tokens: TokenConfig, tokenizer: Tokenizer, *, stop: tuple[str, ...], logprobs: bool, reasoning: bool
+        self,
+        tokens: TokenConfig,
+        tokenizer: Tokenizer,
+        *,
+        stop: tuple[str, ...],
+        logprobs: bool,
+        reasoning: bool,
     ) -> None:
         self._tokens, self._tokenizer, self._stop = tokens, tokenizer, stop
         self._trace = _Trace(tokens, tokenizer) if reasoning else None
