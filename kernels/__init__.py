@@ -12,6 +12,7 @@ Shape letters, used in names such as `x_TD`:
 
 from mdinfer.kernels.attention import AttentionBatch, paged_attention
 from mdinfer.kernels.embedding import TokenKind, input_embeddings
+from mdinfer.kernels.linear import linear
 from mdinfer.kernels.moe import moe_experts, moe_route
 from mdinfer.kernels.norm import layer_norm
 from mdinfer.kernels.qkv import qkv_epilogue, rope_table
@@ -31,6 +32,7 @@ __all__ = [
     "fourier_features",
     "input_embeddings",
     "layer_norm",
+    "linear",
     "moe_experts",
     "moe_route",
     "nucleus",

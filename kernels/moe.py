@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mdinfer.kernels.linear import linear
+
 
 def moe_route(logits_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(experts_TA int64, weights_TA float32), likeliest first."""
@@ -32,24 +34,17 @@ def moe_experts(
     """
     T, A = experts_TA.shape
     assert x_TD.shape[0] == T and fc1.shape[1] == 2 * fc2.shape[2] and (fc1_scale is None) == (fc2_scale is None)
-    out = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
-    if T == 1:
-        chosen, weights = experts_TA[0].tolist(), weights_TA[0].tolist()
-        for e, weight in zip(chosen, weights, strict=True):
-            out.add_(_expert(x_TD, e, fc1, fc2, fc1_scale, fc2_scale), alpha=weight)
-        return out.to(x_TD.dtype)
     flat = experts_TA.flatten()
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=fc1.shape[0]).tolist()
-    tokens, weights_R = order // A, weights_TA.flatten()[order]
+    chosen, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    x_RD, y_RD = x_TD[order // A], torch.empty(T * A, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
     start = 0
-    for e, count in enumerate(counts):
-        if count:
-            rows = tokens[start : start + count]
-            y = _expert(x_TD[rows], e, fc1, fc2, fc1_scale, fc2_scale).float()
-            out.index_add_(0, rows, y * weights_R[start : start + count, None])
-            start += count
-    return out.to(x_TD.dtype)
+    for e, count in zip(chosen.tolist(), counts.tolist(), strict=True):
+        end = start + count
+        y_RD[start:end] = _expert(x_RD[start:end], e, fc1, fc2, fc1_scale, fc2_scale)
+        start = end
+    y_TAD = torch.empty_like(y_RD).index_copy_(0, order, y_RD).view(T, A, -1)
+    return torch.bmm(weights_TA[:, None], y_TAD.float())[:, 0].to(x_TD.dtype)
 
 
 def _expert(
@@ -66,5 +61,5 @@ def _expert(
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     if scale is None:
-        return F.linear(x, weight)
-    return (F.linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)
+        return linear(x, weight)
+    return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

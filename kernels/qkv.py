@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mdinfer.kernels.linear import linear
+
 ROPE_THETA = 1_500_000.0
 
 
@@ -41,7 +43,7 @@ def qkv_epilogue(
     T, X = qkv_TX.shape
     H, K = k_cache.shape[1], k_cache.shape[3]
     assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
-    token = torch.tanh(F.linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
+    token = torch.tanh(linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
     logs = torch.log(positions_T.float() + 1)
     position = torch.sigmoid(tau_alpha * logs[:, None]) + 0.5
     tau = (token + position[:, None]).unsqueeze(-1)

@@ -14,7 +14,7 @@ from mdinfer.errors import ImageError
 
 _REMEDY = "send a base64 data: URL, such as data:image/jpeg;base64,..."
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):")
-_BASE64_LABEL = re.compile(r"(^|;)\s*base64\s*$", re.IGNORECASE)
+_BASE64_LABEL = re.compile(r";\s*base64\s*$", re.IGNORECASE)
 _MAX_LABEL = 1024
 _SPACE = b" \t\n\v\f\r"
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

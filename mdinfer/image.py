@@ -40,7 +40,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_STRIP_PIXELS = 1 << 20  # pixels hashed at a time: the digest needs no second copy of the picture
+_STRIP_PIXELS = 1 << 18  # pixels hashed at a time: the digest needs no second copy of the picture
 # One Pillow picture given in two requests may be loaded by two threads at once, which Pillow does not allow.
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
 
@@ -65,7 +65,8 @@ class Crops:
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
     """(rows, columns) of tiles of `window` pixels for a picture of this size less its outer margins.
 
-    At most `max_crops` tiles, as the reference's function of this name. Sizes of 0 or less give one tile.
+    The reference's function of this name, for crops must equal its: at most `max_crops` tiles, but one side that
+    is more than `max_crops` times the other makes one row or column of up to sqrt(max_crops * long / short).
     """
     if height <= window or width <= window:
         return 1, 1
@@ -198,8 +199,10 @@ def _read_file(path: str | os.PathLike[str], param: str) -> bytes:
         raise ImageError("the image file was not found: check its path", param=param) from error
     except IsADirectoryError as error:
         raise ImageError("the path of the image is a directory, a file is needed", param=param) from error
-    except (OSError, ValueError, MemoryError) as error:
-        raise ImageError("the image file cannot be opened: check its path and its permissions", param=param) from error
+    except MemoryError:
+        raise _no_memory(param) from None
+    except (OSError, ValueError) as error:
+        raise ImageError("the image file cannot be read: check path and permissions", param=param) from error
 
 
 def _decode(file: PictureFile, exif: bool, max_pixels: int, param: str) -> Image.Image:

@@ -61,7 +61,7 @@ def inspect_file(data: bytes, *, param: str = "image") -> PictureFile:
     try:
         return {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "GIF": _gif, "BMP": _bmp}[name](data)
     except _RefusedError as error:
-        raise ImageError(f"the picture {error}: save it anew, without metadata", param=param) from None
+        raise ImageError(f"the picture {error}: save it anew as PNG or JPEG", param=param) from None
     except (struct.error, IndexError):
         raise ImageError(f"the {name} picture is damaged or cut short: send the whole file", param=param) from None
 

@@ -63,7 +63,7 @@ class Tokenizer:
         """Read a `tokenizer.json`.
 
         Raises TokenizerError if the file cannot be read, is not byte-level BPE, has an id of `vocab_size` or
-        more, or does not hold each control token of the model as a special one.
+        more, or has ordinary text where the model has control tokens.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"), tokens, vocab_size)
@@ -79,10 +79,12 @@ class Tokenizer:
             raw = json.loads(text)
             _check_kind(raw)
             full = tokenizers.Tokenizer.from_str(text)
-            special = {i for i, token in full.get_added_tokens_decoder().items() if token.special}
+            added = full.get_added_tokens_decoder()
             vocab = full.get_vocab(with_added_tokens=True)
-            _check_fit(vocab, special, tokens, vocab_size)
-            encoder = _plain_encoder(raw, special)
+            control = _control_ids(tokens)
+            _check_fit(vocab, set(added), control, vocab_size)
+            special = control | {i for i, token in added.items() if token.special}
+            encoder = _plain_encoder(raw, vocab, special)
         except TokenizerError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -134,8 +136,8 @@ def find_tokenizer(
         path = _download(progress)
     except Exception as error:  # no network, no such repository, no disk, no library: one remedy
         raise TokenizerError(
-            f"no tokenizer found{passed_over}, and {HUB_REPOSITORY} cannot be fetched from the Hugging "
             f"no tokenizer found{passed_over}, and {HUB_REPOSITORY} cannot be fetched from the Hugging Face "
+            f"hub ({type(error).__name__}): pass the path of its {_FILE_NAME}, or put it beside the checkpoint"
         ) from error
     return Tokenizer.from_file(path, tokens, vocab_size)
 
@@ -176,11 +178,9 @@ def _has_byte_level(part: Any) -> bool:
     return part.get("type") == "ByteLevel" or any(map(_has_byte_level, inner))
 
 
-def _check_fit(vocab: dict[str, int], special: set[int], tokens: TokenConfig, vocab_size: int) -> None:
-    largest = max(vocab.values())
-    if largest >= vocab_size:
-        raise TokenizerError(f"its largest id is {largest}, the model's vocabulary has {vocab_size}")
-    control = {
+def _control_ids(tokens: TokenConfig) -> set[int]:
+    """Ids that steer the model: never made from text, never part of it, whatever the file calls them."""
+    return {
         *_FRAME_IDS,
         *(
             tokens.bos_id,
@@ -192,22 +192,30 @@ def _check_fit(vocab: dict[str, int], special: set[int], tokens: TokenConfig, vo
         ),
         *(tokens.start_ground_points_id, tokens.end_ground_id),
     }
-    if plain := sorted(control - special):
+
+
+def _check_fit(vocab: dict[str, int], added: set[int], control: set[int], vocab_size: int) -> None:
+    largest = max(vocab.values())
+    if largest >= vocab_size:
+        raise TokenizerError(f"its largest id is {largest}, the model's vocabulary has {vocab_size}")
+    if plain := sorted(control - added):
         names = {token_id: text for text, token_id in vocab.items()}
         found = ", ".join(f"{i} ({names[i]!r})" if i in names else f"{i} (no token)" for i in plain)
-        raise TokenizerError(f"ids {found} must be special tokens, for they control the model")
+        raise TokenizerError(f"ids {found} must be added tokens, not text, for they control the model")
 
 
-def _plain_encoder(raw: dict[str, Any], special: set[int]) -> tokenizers.Tokenizer:
-    """The same BPE without added tokens, so that no text matches one, nor anything random, cut or padded.
+def _plain_encoder(raw: dict[str, Any], vocab: dict[str, int], special: set[int]) -> tokenizers.Tokenizer:
+    """The same BPE without special tokens, so that no text matches one, nor anything random, cut or padded.
 
-    The library's `encode_special_tokens` is not enough: it still matches added tokens that are not special.
+    Added tokens that are text (runs of spaces, say) stay. All ids keep their place: a special one is renamed to
+    what no text spells, since byte-level BPE knows no private-use character. The library's own
+    `encode_special_tokens` would still make one of a whole word that is in the vocabulary.
     """
     model = raw["model"]
-    vocab = {text: token_id for text, token_id in model["vocab"].items() if token_id not in special}
+    vocab = {f"\ue000{i}" if i in special else text: i for text, i in vocab.items()}
     bare = {
         **raw,
-        "added_tokens": [],
+        "added_tokens": [token for token in raw.get("added_tokens") or () if token["id"] not in special],
         "post_processor": None,
         "truncation": None,
         "padding": None,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdinfer.kernels import layer_norm
+from mdinfer.kernels import layer_norm, linear
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -22,7 +22,7 @@ class Linear(nn.Module):
         self.bias = empty(outputs, dtype=dtype, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import TextConfig
-from mdinfer.kernels import paged_attention, qkv_epilogue, rope_table
+from mdinfer.kernels import linear, paged_attention, qkv_epilogue, rope_table
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
 from mdinfer.model.moe import ExpertMlp
@@ -99,4 +99,4 @@ class TextDecoder(nn.Module):
         """(B, V), or only the `first` ids' (B, first)."""
         h = self.post_ln(hidden)
         weight, bias = self.lm_head.weight[:first], self.lm_head.bias[:first]
-        return torch.nn.functional.linear(h, weight, bias)
+        return linear(h, weight, bias)

@@ -1,0 +1,29 @@
+"""Weights on disk -> parameters of the model.
+
+    source.py            where a checkpoint is and what it is: `find_checkpoint`, `Checkpoint`
+    hub.py               the same for a Hugging Face repository id: download it first
+    tensors.py           one stored tensor, a block of it, the buffer blocks are read into
+    safetensors_file.py  headers, index and bytes of safetensors files
+    torch_file.py        the same for `.pt` files
+    layouts.py           names in the files <-> names of parameters
+    plan.py              every name, shape and type checked before a byte is copied
+    load.py              the copying, in blocks: memory stays at the size of the parameters
+    quantise.py          float8 experts with a scale per output channel
+    random.py            weights without a checkpoint
+
+It knows parameters by name and shape only and imports nothing of the model.
+"""
+
+from mdinfer.checkpoint.quantise import dequantise_rows, quantise_rows
+from mdinfer.checkpoint.random import random_weights
+from mdinfer.checkpoint.source import Checkpoint, Layout, Precision, find_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "Layout",
+    "Precision",
+    "dequantise_rows",
+    "find_checkpoint",
+    "quantise_rows",
+    "random_weights",
+]

@@ -1,0 +1,108 @@
+"""Carries out a plan: weights copied block by block, converted on the device they go to.
+
+Beyond the parameters it holds one block in its stored and its computed form, never a whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mdinfer.checkpoint.plan import Fill
+from mdinfer.checkpoint.quantise import FP8, dequantise_rows, quantise_rows
+from mdinfer.checkpoint.safetensors_file import SafetensorsReader
+from mdinfer.checkpoint.tensors import Buffer, Reader, Stored, blocks, one_thread
+from mdinfer.checkpoint.torch_file import SUFFIXES, TorchReader
+from mdinfer.errors import CheckpointError
+
+# Elements of a block. On a CPU a block and its copies should stay in the second-level cache; a GPU wants
+# copies that are long against the time it takes to start one.
+_CPU_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 23
+
+
+def carry_out(fills: Sequence[Fill], *, progress: bool) -> None:
+    """Copy everything, in the order of the bytes in the files.
+
+    Raises CheckpointError if a file ends early or a tensor holds NaN or infinity; the parameters are then
+    partly filled.
+    """
+    order = sorted(fills, key=lambda fill: (str(fill.source.file), fill.source.offset))
+    total = sum(fill.source.nbytes for fill in fills)
+    pinned = any(fill.into.is_cuda for fill in fills)
+    buffer = Buffer(pinned=pinned)
+    readers: dict[Path, Reader] = {}
+    with (
+        torch.inference_mode(),
+        one_thread(),
+        ExitStack() as closing,
+        tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+
+        def reader(stored: Stored) -> Reader:
+            if stored.file not in readers:
+                kind = TorchReader if stored.file.suffix in SUFFIXES else SafetensorsReader
+                readers[stored.file] = kind(stored.file, buffer)
+                closing.callback(readers[stored.file].close)
+            return readers[stored.file]
+
+        for fill in order:
+            _copy(fill, reader, bar.update)
+
+
+def _copy(fill: Fill, reader: Callable[[Stored], Reader], copied: Callable[[float], object]) -> None:
+    """Fill one parameter; `copied` is told the bytes of each block."""
+    source, into = fill.source, fill.into
+    scale = _scales(fill.scale, reader, into.device) if fill.scale else None
+    weights = reader(source)
+    for block in blocks(source.shape, _GPU_BLOCK if into.is_cuda else _CPU_BLOCK):
+        values = weights.read(source, block).to(into.device)
+        size = values.nbytes
+        if fill.scale_into is not None:
+            _store_fp8(values, None if scale is None else scale[block], into[block], fill.scale_into[block])
+            sound = _finite(into[block]) and _finite(fill.scale_into[block])
+        else:
+            into[block].copy_(values if scale is None else dequantise_rows(values, scale[block]))
+            sound = _finite(into[block])
+        if not sound:
+            raise CheckpointError(_fault(source, values, into.dtype))
+        copied(size)
+
+
+def _store_fp8(values: Tensor, scale: Tensor | None, into: Tensor, scale_into: Tensor) -> None:
+    """float8 values as they are with their scales; any other quantised."""
+    if scale is None:
+        values, scale = quantise_rows(values)
+    into.copy_(values)
+    scale_into.copy_(scale)
+
+
+def _scales(stored: Stored, reader: Callable[[Stored], Reader], device: torch.device) -> Tensor:
+    """All scales of a weight, float32 on `device`. Raises CheckpointError if one is not finite."""
+    scale = torch.empty(stored.shape, dtype=torch.float32, device=device)
+    for block in blocks(stored.shape, _CPU_BLOCK):
+        scale[block].copy_(reader(stored).read(stored, block))
+    if not _finite(scale):
+        raise CheckpointError(_fault(stored, scale, scale.dtype))
+    return scale
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite.
+
+    A sum carries both through at the speed of memory (isfinite is 80 times slower on a CPU); one that
+    overflows is looked at again. e4m3 has no infinity and one NaN, all bits set but the sign.
+    """
+    if values.dtype is FP8:
+        return int((values.view(torch.uint8) & 0x7F).max()) != 0x7F
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _fault(stored: Stored, values: Tensor, dtype: torch.dtype) -> str:
+    if _finite(values):
+        return f"tensor {stored.name} has values too large for {dtype}: load it as float32"
+    return f"tensor {stored.name} holds NaN or infinity, expected finite values: download its file again"
