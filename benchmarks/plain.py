@@ -39,9 +39,7 @@ class PlainDecoder:
         x = F.layer_norm(x[-1], x.shape[-1:], w["text.post_ln.weight"], w["text.post_ln.bias"])
         return F.linear(x, w["text.lm_head.weight"], w["text.lm_head.bias"])
 
-    def _attention(
-        self, h: torch.Tensor, i: int, start: int, end: int, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _attention(self, h: torch.Tensor, i: int, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor:
         w, text, n = self.w, self.config.text, len(h)
         at = f"text.blocks.{i}.attn."
         qkv = F.linear(h, w[at + "qkv.weight"], w[at + "qkv.bias"])

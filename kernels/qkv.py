@@ -9,6 +9,8 @@ float32; the products with Wq and Wv run in the model's dtype.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -25,36 +27,56 @@ def rope_table(positions: int, head_dim: int, device: torch.device | str, theta:
     return torch.stack((angle.cos(), angle.sin()), dim=1).to(device, torch.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenPlaces:
+    """Where each token of a step stands, in its sequence and in the cache: the same for all layers.
+
+    log    (T,) float32, ln(p + 1) of its position p
+    rope   (T, 2, K / 4) float32, its row of `rope_table`
+    page   (T,) int64, the page its key and value go to, and
+    slot   (T,) int64, the slot there
+    """
+
+    log: torch.Tensor
+    rope: torch.Tensor
+    page: torch.Tensor
+    slot: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, positions_T: torch.Tensor, page_T: torch.Tensor, slot_T: torch.Tensor, rope: torch.Tensor
+    ) -> TokenPlaces:
+        """From positions (int64) and the table they index."""
+        return cls(
+            log=torch.log(positions_T.float() + 1), rope=rope.index_select(0, positions_T), page=page_T, slot=slot_T
+        )
+
+
 def qkv_epilogue(
     qkv_TX: torch.Tensor,
     tau_wqwv: torch.Tensor,
     tau_alpha: torch.Tensor,
-    positions_T: torch.Tensor,
-    rope: torch.Tensor,
+    places: TokenPlaces,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    slots_T: torch.Tensor,
 ) -> torch.Tensor:
     """Return q_THK ready for attention; write k and v of each token into its slot of the cache.
 
-    tau_wqwv (2H, X) holds Wq's rows, then Wv's; tau_alpha (H,) float32; positions_T int64; rope from
-    `rope_table`; caches (P, H, L, K) in any memory order; slots_T int64 = page * L + slot.
+    tau_wqwv (2H, X) holds Wq's rows, then Wv's; tau_alpha (H,) float32; caches (P, H, L, K).
     """
     T, X = qkv_TX.shape
     H, K = k_cache.shape[1], k_cache.shape[3]
     assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
     token = torch.tanh(linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
-    logs = torch.log(positions_T.float() + 1)
-    position = torch.sigmoid(tau_alpha * logs[:, None]) + 0.5
-    tau = (token + position[:, None]).unsqueeze(-1)
+    position = torch.sigmoid(tau_alpha * places.log[:, None]).add_(0.5)
+    tau = token.add_(position[:, None]).unsqueeze(-1)
     parts = qkv_TX.view(T, 3, H, K)
     rotated = torch.empty(T, 2, H, K, dtype=torch.float32, device=qkv_TX.device)
     torch.mul(parts[:, 0], tau[:, 0], out=rotated[:, 0])
     rotated[:, 1] = parts[:, 1]
-    _rotate(rotated, rope.index_select(0, positions_T))
-    v_THK = parts[:, 2] * tau[:, 1]
-    _write(k_cache, rotated[:, 1], slots_T)
-    _write(v_cache, v_THK, slots_T)
+    _rotate(rotated, places.rope)
+    k_cache[places.page, :, places.slot] = rotated[:, 1].to(k_cache.dtype)
+    v_cache[places.page, :, places.slot] = (parts[:, 2] * tau[:, 1]).to(v_cache.dtype)
     return rotated[:, 0].to(qkv_TX.dtype)
 
 
@@ -66,11 +88,3 @@ def _rotate(x_T2HK: torch.Tensor, angles: torch.Tensor) -> None:
     turned = first * sin + second * cos
     first.mul_(cos).sub_(second * sin)
     second.copy_(turned)
-
-
-def _write(cache: torch.Tensor, rows_THK: torch.Tensor, slots_T: torch.Tensor) -> None:
-    P, H, L, K = cache.shape
-    if cache.stride(2) == H * K and cache.stride(1) == K:  # slots are rows in memory: one indexed copy
-        cache.transpose(1, 2).view(P * L, H, K).index_copy_(0, slots_T, rows_THK.to(cache.dtype))
-    else:
-        cache[slots_T // L, :, slots_T % L] = rows_THK.to(cache.dtype)

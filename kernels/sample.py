@@ -59,13 +59,11 @@ def sample(
 ) -> Sampled:
     """Choose one token a row.
 
-    logits in any float dtype (V may be 16: only control ids); states int64; temperature and top_p float32;
-    uniform float32 in [0, 1), or None where every row is greedy. `top_logprobs` asks for log-probabilities (at
-    temperature 1, of what the state allows) of the choice and of that many likeliest tokens.
+    logits in any float dtype (V may be 16: only control ids), which may be overwritten; states int64; temperature
+    and top_p float32; uniform float32 in [0, 1), or None where every row is greedy. `top_logprobs` asks for
+    log-probabilities (at temperature 1, of what the state allows) of the choice and of that many likeliest tokens.
     """
-    allowed = table.allowed[states_B]
-    logits = logits_BV.float().masked_fill(~_spread(allowed, logits_BV.shape[1]), float("-inf"))
-    tokens = _greedy(logits, allowed)
+    logits, tokens = _masked_greedy(logits_BV.float(), table.allowed[states_B])
     if uniform_B is not None:
         warm = temperature_B > 0
         drawn = _draw(logits / torch.where(warm, temperature_B, 1.0)[:, None], top_p_B, uniform_B)
@@ -114,17 +112,17 @@ def uniform(seeds_B: torch.Tensor, steps_B: torch.Tensor) -> torch.Tensor:
     return (c0 >> 8).float() * 2.0**-24
 
 
-def _spread(allowed_BC: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """(B, V) bool from the 17 classes."""
-    plain = allowed_BC[:, PLAIN:].expand(-1, max(0, vocabulary - CONTROL_IDS))
-    return torch.cat((allowed_BC[:, :CONTROL_IDS], plain), dim=1)[:, :vocabulary]
-
-
-def _greedy(logits: torch.Tensor, allowed_BC: torch.Tensor) -> torch.Tensor:
-    first = logits.argmax(dim=-1)
+def _masked_greedy(logits: torch.Tensor, allowed_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits with what the state bars at minus infinity, in place, and each row's largest."""
     control = logits[:, :CONTROL_IDS]
-    last = control.shape[1] - 1 - control.flip(-1).argmax(dim=-1)
-    return torch.where(allowed_BC[:, PLAIN], first, last)
+    control.masked_fill_(~allowed_BC[:, :CONTROL_IDS], float("-inf"))
+    barred = ~allowed_BC[:, PLAIN]
+    if not bool(barred.any()):
+        return logits, logits.argmax(dim=-1)
+    if logits.shape[1] > CONTROL_IDS:
+        logits[:, CONTROL_IDS:].masked_fill_(barred[:, None], float("-inf"))
+    last = CONTROL_IDS - 1 - control.flip(-1).argmax(dim=-1)
+    return logits, torch.where(barred, last, logits.argmax(dim=-1))
 
 
 def _before(probs: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,14 @@
 import mdinfer
 engine = mdinfer.Engine.load("demo")
 print(engine.query("photo.jpg", "What is this?").text)
+
+`Engine` is loaded when it is first used, so that `import mdinfer` alone does not wait for torch.
 """
+
+from typing import TYPE_CHECKING
 
 from mdinfer.config import ModelConfig
 from mdinfer.encoded_image import EncodedImage
-from mdinfer.engine import Engine
 from mdinfer.errors import (
     CheckpointError,
     ConfigError,
@@ -35,6 +38,9 @@ from mdinfer.result import (
     TopLogprob,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from mdinfer.engine import Engine
 
 __version__ = "0.1.0"
 
@@ -72,3 +78,16 @@ __all__ = [
     "Usage",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mdinfer.engine import Engine
+
+    globals()["Engine"] = Engine
+    return Engine
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

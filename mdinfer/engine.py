@@ -177,12 +177,28 @@ class Engine:
         request = Detect(image=image, object=object, max_objects=max_objects, clip=clip)
         return await self.submit(request).aresult()
 
-    def point(self, image: ImageInput, object: str, *, max_objects: int = 150) -> Result:
+    def point(
+        self,
+        image: ImageInput,
+        object: str,
+        *,
+        max_objects: int = 150,
+        spatial_refs: Sequence[tuple[float, ...]] = (),
+    ) -> Result:
         """Centres of all objects of a kind, in `result.points`. See `Point`."""
-        return self.submit(Point(image=image, object=object, max_objects=max_objects)).result()
+        request = Point(image=image, object=object, max_objects=max_objects, spatial_refs=spatial_refs)
+        return self.submit(request).result()
 
-    async def apoint(self, image: ImageInput, object: str, *, max_objects: int = 150) -> Result:
-        return await self.submit(Point(image=image, object=object, max_objects=max_objects)).aresult()
+    async def apoint(
+        self,
+        image: ImageInput,
+        object: str,
+        *,
+        max_objects: int = 150,
+        spatial_refs: Sequence[tuple[float, ...]] = (),
+    ) -> Result:
+        request = Point(image=image, object=object, max_objects=max_objects, spatial_refs=spatial_refs)
+        return await self.submit(request).aresult()
 
     def chat(
         self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
@@ -294,6 +310,10 @@ class Engine:
         else:
             self._start(task)
         return handle
+
+    def warm_up(self) -> None:
+        """Answer one short question, so that the first real one does not pay for one-time set-up."""
+        self.query(None, "?", temperature=0, max_tokens=2)
 
     @property
     def healthy(self) -> bool:

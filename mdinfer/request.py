@@ -131,16 +131,18 @@ class Detect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Centre points of all objects of a kind; always greedy."""
+    """Centre points of all objects of a kind; always greedy. spatial_refs are as in Query."""
 
     image: ImageInput
     object: str
     max_objects: int = 150
+    spatial_refs: Sequence[SpatialRef] = ()
 
     def __post_init__(self) -> None:
         _check_image(self.image)
         check_text("object", self.object)
         check_integer("max_objects", self.max_objects, 1, MAX_OBJECTS)
+        check_spatial_refs(self.spatial_refs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

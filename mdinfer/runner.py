@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mdinfer.decode_table import TEXT_STATES, VALUE_STATES, decode_table
-from mdinfer.kernels import AttentionBatch, Sampled, sample, uniform
+from mdinfer.kernels import AttentionBatch, Sampled, TokenPlaces, sample, uniform
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
@@ -66,8 +66,11 @@ class Runner:
         starts = np.cumsum([0, *counts])
         return ForwardBatch(
             x=torch.cat(parts) if len(parts) > 1 else parts[0],
-            positions=self._tensor(np.concatenate(positions)),
-            slots=self._tensor(self._cache_slots(plan.sequences, positions)),
+            places=TokenPlaces.of(
+                self._tensor(np.concatenate(positions)),
+                *self._cache_places(plan.sequences, positions),
+                self.model.text.rope,
+            ),
             attention=AttentionBatch(
                 starts=self._tensor(starts.astype(np.int32)),
                 pages=self._tensor(_page_table(plan.sequences)),
@@ -85,11 +88,12 @@ class Runner:
             torch.cat(images) if images else None,
         )
 
-    def _cache_slots(self, sequences: Seq[Sequence], positions: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    def _cache_places(
+        self, sequences: Seq[Sequence], positions: list[npt.NDArray[np.int64]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         size = self._page_size
-        return np.concatenate(
-            [np.asarray(s.pages)[p // size] * size + p % size for s, p in zip(sequences, positions, strict=True)]
-        )
+        pages = [np.asarray(s.pages)[p // size] for s, p in zip(sequences, positions, strict=True)]
+        return self._tensor(np.concatenate(pages)), self._tensor(np.concatenate(positions) % size)
 
     def _choose(self, plan: StepPlan, hidden: torch.Tensor) -> list[SampledToken]:
         sequences = plan.sequences

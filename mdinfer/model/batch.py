@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mdinfer.kernels import AttentionBatch
+from mdinfer.kernels import AttentionBatch, TokenPlaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +14,20 @@ class ForwardBatch:
     """All tensors are on the model's device.
 
     x             (T, D) input rows, in the order of the sequences
-    positions     (T,) int64, position of each row in its own sequence
-    slots         (T,) int64, the cache slot each row's key and value go to: page * page_size + place
+    places        position of each row in its sequence, and where its key and value go in the cache
     attention     who attends to what
     last          (B,) int64, rows whose hidden state is wanted
     """
 
     x: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    places: TokenPlaces
     attention: AttentionBatch
     last: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVCache:
-    """Keys and values of all layers, each (layers, P, H, L, K); see `allocate` for the order in memory."""
+    """Keys and values of all layers, each (layers, P, H, L, K)."""
 
     k: torch.Tensor
     v: torch.Tensor
@@ -50,16 +48,6 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """Memory for `pages` pages, unset.
-
-        On a CPU slots come before heads in memory, so that consecutive pages are one run of rows that attention
-        reads in place; on a GPU heads come first, so that a program that owns a head reads one run a page.
-        """
-
-        def one() -> torch.Tensor:
-            if device.type == "cpu":
-                rows = torch.empty(layers, pages, page_size, heads, head_dim, dtype=dtype, device=device)
-                return rows.transpose(2, 3)
-            return torch.empty(layers, pages, heads, page_size, head_dim, dtype=dtype, device=device)
-
-        return cls(k=one(), v=one())
+        """Memory for `pages` pages, unset; a page's heads are apart, so that one head reads one run of it."""
+        shape = (layers, pages, heads, page_size, head_dim)
+        return cls(k=torch.empty(shape, dtype=dtype, device=device), v=torch.empty(shape, dtype=dtype, device=device))

@@ -31,10 +31,8 @@ class Attention(nn.Module):
         self.tau = Tau(config, dtype=dtype, device=device)
         self.proj = Linear(config.dim, config.dim, dtype=dtype, device=device)
 
-    def forward(
-        self, h: torch.Tensor, batch: ForwardBatch, rope: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.positions, rope, k, v, batch.slots)
+    def forward(self, h: torch.Tensor, batch: ForwardBatch, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.places, k, v)
         out: torch.Tensor = self.proj(paged_attention(q, k, v, batch.attention).flatten(1))
         return out
 
@@ -58,11 +56,9 @@ class Block(nn.Module):
             else Mlp(config.dim, config.ff_dim, config.dim, dtype=dtype, device=device)
         )
 
-    def forward(
-        self, x: torch.Tensor, batch: ForwardBatch, rope: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: ForwardBatch, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         h = self.ln(x)
-        out: torch.Tensor = x + self.attn(h, batch, rope, k, v) + self.mlp(h)
+        out: torch.Tensor = x + self.attn(h, batch, k, v) + self.mlp(h)
         return out
 
 
@@ -92,7 +88,7 @@ class TextDecoder(nn.Module):
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
         x = batch.x
         for i, block in enumerate(self.blocks):
-            x = block(x, batch, self.rope, cache.k[i], cache.v[i])
+            x = block(x, batch, cache.k[i], cache.v[i])
         return x.index_select(0, batch.last)
 
     def logits(self, hidden: torch.Tensor, first: int | None = None) -> torch.Tensor:

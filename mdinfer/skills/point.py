@@ -14,10 +14,14 @@ TOKENS_PER_POINT = 2
 
 
 def compile_point(request: Point, context: Context) -> Compiled:
-    template = context.config.tokenizer.templates.point
-    ids = [*template.prefix, *context.tokenizer.encode(" " + request.object), *template.suffix]
+    tokens = context.config.tokenizer
+    template = tokens.templates.point
+    prompt = context.prompt().image().text(template.prefix)
+    for ref in request.spatial_refs:
+        prompt.spatial_ref(tuple(ref), tokens.coord_id, tokens.size_id)
+    prompt.text(context.tokenizer.encode(" " + request.object)).text(template.suffix)
     return Compiled(
-        prompt=context.prompt().image().text(ids).build(),
+        prompt=prompt.build(),
         pictures=(Picture(source=request.image),),
         state=State.POINT_X,
         sampling=SamplingParams(),

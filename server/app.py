@@ -1,0 +1,114 @@
+"""The ASGI application: routes and layers. Any ASGI server can run it; `mdinfer serve` uses uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mdinfer import __version__
+from mdinfer.errors import MdinferError
+from mdinfer.server import skills
+from mdinfer.server.auth import Authentication
+from mdinfer.server.chat import chat_completions
+from mdinfer.server.errors import ApiError, ClientGone, error_response, handle_error, json_response
+from mdinfer.server.protocols import EngineLoader, ServingEngine
+from mdinfer.server.request_log import RequestLog
+from mdinfer.server.service import Service, service_of
+from mdinfer.server.settings import Settings
+
+
+def create_app(engine: ServingEngine | EngineLoader, settings: Settings | None = None) -> Starlette:
+    """An app over a loaded engine, or over a function that loads one.
+
+    With a function the app answers at once, loads in the background, is ready (`/ready`) when that is done,
+    and closes the engine when it stops. A loaded engine stays the caller's. `app.state.service` is its state.
+    """
+    settings = settings or Settings()
+    service = Service(engine, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{model:path}", model, methods=["GET"]),
+            Route("/v1/query", skills.query, methods=["POST"]),
+            Route("/v1/caption", skills.caption, methods=["POST"]),
+            Route("/v1/detect", skills.detect, methods=["POST"]),
+            Route("/v1/point", skills.point, methods=["POST"]),
+            Route("/health", health, methods=["GET"]),
+            Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
+        ],
+        middleware=_layers(settings),
+        exception_handlers=dict.fromkeys((ApiError, ClientGone, MdinferError, HTTPException), handle_error),
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+def _layers(settings: Settings) -> list[Middleware]:
+    """From the outermost inwards: CORS lies outside of authentication, so that pages can read a 401."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
+    return [
+        Middleware(RequestLog),
+        *([cors] if settings.cors_origins else []),
+        Middleware(Authentication, api_keys=settings.api_keys),
+    ]
+
+
+async def models(http: Request) -> Response:
+    service = service_of(http)
+    return json_response({"object": "list", "data": [_model(service, name) for name in service.settings.model_names]})
+
+
+async def model(http: Request) -> Response:
+    service = service_of(http)
+    return json_response(_model(service, service.check_model(http.path_params["model"])))
+
+
+def _model(service: Service, name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "moondream"}
+
+
+async def health(http: Request) -> Response:
+    """Whether restarting the process would help: no while it loads or drains."""
+    service = service_of(http)
+    if service.state in ("failed", "dead"):
+        return error_response(service.unavailable())
+    return json_response({"status": "ok"})
+
+
+async def ready(http: Request) -> Response:
+    """Whether to send requests here."""
+    service = service_of(http)
+    if service.state != "ready":
+        return error_response(service.unavailable())
+    return json_response({"status": "ready"})
+
+
+async def version(_: Request) -> Response:
+    return json_response({"version": __version__})

@@ -1,0 +1,78 @@
+"""Request bodies: bounded while they are read, plain JSON objects once they are decoded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from mdinfer.server.errors import ApiError, ClientGone, bad_request
+from mdinfer.server.settings import Settings
+
+OFF_LOOP_BYTES = 1 << 20
+
+
+async def read_object(http: Request, settings: Settings) -> dict[str, Any]:
+    """The body as a JSON object. Raises ApiError 400, 408, 413 or 415, or ClientGone."""
+    _check_headers(http)
+    data = await _read(http, settings)
+    if len(data) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(decode_object, data)
+    return decode_object(data)
+
+
+def decode_object(data: bytes | bytearray) -> dict[str, Any]:
+    """Strict JSON: no NaN, no infinite number, no lone surrogate, no bottomless nesting."""
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise bad_request("the body's JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise bad_request(f"the body is not UTF-8: {error.reason}") from None
+    except msgspec.DecodeError as error:
+        reason = str(error).removeprefix("JSON is malformed: ").partition(" - at ")[0]
+        raise bad_request(f"the body is not valid JSON: {reason}") from None
+    except ValueError:
+        raise bad_request("the body is not valid JSON: a number has too many digits") from None
+    if not isinstance(value, dict):
+        raise bad_request("the body must be a JSON object")
+    return value
+
+
+def _check_headers(http: Request) -> None:
+    encoding = http.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        message = f"Content-Encoding {encoding[:40]!r} is not accepted: send the body uncompressed"
+        raise ApiError(415, message, code="unsupported_encoding")
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"Content-Type is {kind[:80]!r}, it must be application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
+
+
+async def _read(http: Request, settings: Settings) -> bytearray:
+    limit = settings.max_body_bytes
+    length = http.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+    data = bytearray()
+    while True:
+        try:
+            message = await asyncio.wait_for(http.receive(), settings.body_timeout)
+        except asyncio.TimeoutError:
+            text = f"no bytes of the body arrived for {settings.body_timeout:g} s"
+            raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        data += message.get("body", b"")
+        if len(data) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return data
+
+
+def _too_large(limit: int) -> ApiError:
+    message = f"the body is larger than {limit / (1 << 20):g} MiB: send smaller or fewer images"
+    return ApiError(413, message, code="request_too_large")

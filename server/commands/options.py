@@ -1,0 +1,45 @@
+"""Options that several subcommands share: of the engine, of sampling."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = Any
+
+ENGINE = ("device", "dtype", "experts", "kv_memory", "max_batch_size", "max_context", "max_queue")
+SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine options")
+    group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")
+    group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16 or fp8")
+    group.add_argument("--kv-memory", metavar="SIZE", help='memory of the KV cache: auto, or such as "8GiB"')
+    group.add_argument("--max-batch-size", type=int, metavar="N", help="sequences that run together")
+    group.add_argument("--max-context", type=int, metavar="N", help="positions one sequence may take")
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="demo", help='"demo", a directory or a repository id (default: demo, untrained)'
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling options")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; up to 2")
+    group.add_argument("--top-p", type=float, metavar="P", help="in (0, 1]")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate, reasoning included")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before TEXT (repeatable)")
+
+
+def stated(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options of `names` that the user gave; the engine knows the defaults of the others."""
+    values = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,116 @@
+"""The engine behind the app and where it is in its life; the names and limits requests are held to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+from starlette.requests import Request
+
+from mdinfer.errors import MdinferError
+from mdinfer.server.errors import ApiError, unavailable
+from mdinfer.server.protocols import EngineLoader, ServingEngine
+from mdinfer.server.settings import Settings
+from mdinfer.server.work import Work
+
+logger = logging.getLogger("mdinfer.server")
+
+State: TypeAlias = Literal["starting", "ready", "draining", "failed", "dead"]
+
+
+class Service:
+    """Takes an engine, or a function that loads one in the background; that one is closed at the end."""
+
+    def __init__(self, source: ServingEngine | EngineLoader, settings: Settings) -> None:
+        self.settings = settings
+        self.created = int(time.time())
+        self.draining = False
+        self.load_failed = False
+        self.running: set[Work] = set()
+        self.on_load_failure: Callable[[BaseException], None] = log_load_failure
+        self._source = source
+        self._loaded: ServingEngine | None = None if callable(source) else source
+        self._abandoned = False
+
+    def start(self) -> None:
+        """Begin loading, on a thread that does not keep the process alive."""
+        if callable(self._source) and self._loaded is None:
+            threading.Thread(target=self._load, name="mdinfer-load", daemon=True).start()
+
+    def drain(self) -> None:
+        """Take no more requests; those that run go on."""
+        self.draining = True
+
+    def end_running(self) -> None:
+        """Cancel what still runs; each client hears of it."""
+        for work in list(self.running):
+            work.cancel(unavailable("the server is shutting down: send the request again", "shutting_down"))
+
+    def close(self) -> None:
+        """Close the engine if it was loaded here."""
+        self.draining = self._abandoned = True
+        if callable(self._source) and self._loaded is not None:
+            self._loaded.close()
+
+    def _load(self) -> None:
+        assert callable(self._source)
+        try:
+            engine = self._source()
+        except BaseException as error:
+            self.load_failed = True
+            self.on_load_failure(error)
+            return
+        self._loaded = engine
+        if self._abandoned:
+            engine.close()
+
+    @property
+    def state(self) -> State:
+        if self.draining:
+            return "draining"
+        if self.load_failed:
+            return "failed"
+        if self._loaded is None:
+            return "starting"
+        return "ready" if self._loaded.healthy else "dead"
+
+    @property
+    def engine(self) -> ServingEngine:
+        """Raises ApiError 503 unless requests can run."""
+        if self.state == "ready" and self._loaded is not None:
+            return self._loaded
+        raise self.unavailable()
+
+    def unavailable(self) -> ApiError:
+        match self.state:
+            case "starting":
+                return unavailable("the model is still loading: try again soon", "starting", 5)
+            case "draining":
+                return unavailable("the server is shutting down", "shutting_down")
+            case "failed":
+                return unavailable("the model could not be loaded: see the server's log", "load_failed", 30)
+            case _:
+                return unavailable("the engine has stopped: the server must be restarted", "engine_dead", 30)
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with. Raises ApiError 404 for one that is not served."""
+        if name is None:
+            return self.settings.model_names[0]
+        if name in self.settings.model_names:
+            return name
+        served = ", ".join(self.settings.model_names)
+        message = f"the model {name[:100]!r} does not exist here: use {served}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def log_load_failure(error: BaseException) -> None:
+    expected = isinstance(error, MdinferError)
+    logger.error("the engine could not be loaded: %s", error, exc_info=None if expected else error)
+
+
+def service_of(http: Request) -> Service:
+    service: Service = http.app.state.service
+    return service

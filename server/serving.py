@@ -1,0 +1,171 @@
+"""The server as a process: its socket, its signals, what it prints, and with which status it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from mdinfer import __version__
+from mdinfer.errors import ConfigError, MdinferError
+from mdinfer.server.app import create_app
+from mdinfer.server.commands import loading
+from mdinfer.server.connection import Connection
+from mdinfer.server.protocols import ServingEngine
+from mdinfer.server.service import Service, log_load_failure
+from mdinfer.server.settings import Settings
+
+KEEP_ALIVE_SECONDS = 75
+GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
+
+
+def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level: str) -> int:
+    """Listen at once, load meanwhile, serve until a signal. Returns the exit status.
+
+    0 after SIGTERM, 130 after an interrupt, 143 or 130 at once after a second signal, 1 or 2 if the engine cannot be
+    loaded. Raises ConfigError for an address that cannot be bound.
+    """
+    _log_to_stderr(log_level)
+    listener = listen(settings)
+    url = url_of(settings, listener)
+    failures: list[BaseException] = []
+
+    def load() -> ServingEngine:
+        engine = loading.load_engine(model, **options)
+        engine.warm_up()
+        print(_banner(engine, model, settings, url), flush=True)
+        return engine
+
+    def stop(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(load, settings)
+    service: Service = app.state.service
+    service.on_load_failure = stop
+    server = Server(uvicorn_config(app, settings), service)
+    print(f"mdinfer: listening on {url}, loading {model} ...", file=sys.stderr, flush=True)
+    server.run(sockets=[listener])
+    if failures:
+        return _report(failures[0])
+    if server.loading:  # native code on that thread must not meet a dying interpreter
+        _end_now(server.exit_status)
+    return server.exit_status
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains as the service wants it, and ends with a status instead of a signal."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self.exit_status = 0
+
+    @property
+    def loading(self) -> bool:
+        return any(thread.name == "mdinfer-load" and thread.is_alive() for thread in threading.enumerate())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second one ends the process as the signal itself would."""
+        if self.should_exit:
+            _end_now(128 + sig)
+        self.should_exit = True
+        self.exit_status = 130 if sig == signal.SIGINT else 0
+        self.service.drain()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.drain()
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self.service.settings.drain_timeout, self.service.end_running)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # uvicorn types the scope more closely than Starlette
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(settings.drain_timeout) + GRACE_SECONDS,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{settings.host}:{settings.port} cannot be bound: {reason}") from None
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(settings: Settings, listener: socket.socket) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(settings.host, settings.host)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> str:
+    key = " -H 'Authorization: Bearer YOUR_API_KEY'" if settings.api_keys else ""
+    message = '{"role": "user", "content": "What is 2 + 2?"}'
+    body = f'{{"model": "{settings.model_names[0]}", "messages": [{message}]}}'
+    access = f"{len(settings.api_keys)} API key(s)" if settings.api_keys else "no API key"
+    where = "this machine only" if settings.loopback else f"all who reach {settings.host}"
+    return "\n".join(
+        [
+            "",
+            f"mdinfer {__version__} serves {model}",
+            *(f"  {line}" for line in engine.description().splitlines()),
+            f"  base URL  {url}/v1",
+            f"  names     {', '.join(settings.model_names)}",
+            f"  access    {access}, {where}",
+            "",
+            "Try it:",
+            f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
+            f"    -d '{body}'",
+            "",
+        ]
+    )
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("mdinfer").setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, MdinferError):
+        print(f"mdinfer: error: {error}", file=sys.stderr)
+    else:
+        log_load_failure(error)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _end_now(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,200 @@
+"""The OpenAI page's examples through the official client, over a fake engine and over a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from mdinfer.engine import Engine
+from mdinfer.request import Chat
+from mdinfer.server.protocols import ServingEngine
+from tests.server.fake_engine import FakeEngine
+from tests.server.live_server import GOLDEN, MODEL, Live, live_server
+
+KEY = "sk-test"
+LIMITS: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+def real_engine() -> Engine:
+    checkpoint = GOLDEN / "checkpoints" / "tiny-a"
+    return Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+
+
+@pytest.fixture(scope="module", params=["fake", "tiny-a"])
+def engine(request: pytest.FixtureRequest) -> Iterator[ServingEngine]:
+    engine = FakeEngine() if request.param == "fake" else real_engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def served(engine: ServingEngine) -> Iterator[Live]:
+    with live_server(engine, api_keys=(KEY,)) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client(served: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=KEY, base_url=f"{served.url}/v1", max_retries=0) as client:
+        yield client
+
+
+def expected(engine: ServingEngine, messages: list[Any], **options: Any) -> str:
+    """What the engine itself says."""
+    return engine.submit(Chat(messages=messages, **LIMITS, **options)).result().text
+
+
+def create(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=messages, **{**LIMITS, **options})
+
+
+def picture_message(*urls: str) -> list[Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is in this image?"}]}]
+
+
+def test_setup(client: openai.OpenAI, engine: ServingEngine) -> None:
+    response = create(client, QUESTION)
+    assert response.choices[0].message.content == expected(engine, QUESTION)
+    assert response.choices[0].finish_reason in ("stop", "length")
+    assert response.usage.total_tokens == response.usage.prompt_tokens + response.usage.completion_tokens
+    assert response._request_id.startswith("req_")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_image_input(client: openai.OpenAI, engine: ServingEngine, data_url: str, images: int) -> None:
+    messages = picture_message(*[data_url] * images)
+    response = create(client, messages)
+    assert response.choices[0].message.content == expected(engine, messages)
+    assert response.usage.prompt_tokens_details.image_tokens > 0
+
+
+def test_remote_urls_are_rejected(client: openai.OpenAI, data_url: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, picture_message(data_url, "https://example.com/cat.png"))
+    assert caught.value.param == "messages.0.content.1.image_url"
+
+
+def test_multi_turn_conversations(client: openai.OpenAI, engine: ServingEngine) -> None:
+    messages = [
+        {"role": "user", "content": "My name is Alice."},
+        {"role": "assistant", "content": "Nice to meet you, Alice!"},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    assert create(client, messages).choices[0].message.content == expected(engine, messages)
+
+
+def test_streaming(client: openai.OpenAI, engine: ServingEngine) -> None:
+    chunks = list(create(client, QUESTION, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == expected(engine, QUESTION)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_usage_in_a_stream(client: openai.OpenAI) -> None:
+    whole = create(client, QUESTION).usage
+    *chunks, last = create(client, QUESTION, stream=True, stream_options={"include_usage": True})
+    assert last.choices == []
+    assert last.usage.total_tokens == whole.total_tokens
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_stream_helper(client: openai.OpenAI, engine: ServingEngine) -> None:
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, logprobs=True, **LIMITS) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.current_completion_snapshot
+    assert final.choices[0].message.content == expected(engine, QUESTION)
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+
+
+def test_reasoning(client: openai.OpenAI, engine: ServingEngine) -> None:
+    message = create(client, QUESTION, extra_body={"reasoning": True}).choices[0].message
+    result = engine.submit(Chat(messages=QUESTION, reasoning=True, **LIMITS)).result()
+    assert (message.content, message.reasoning) == (result.text, result.reasoning)
+    deltas = [chunk.choices[0].delta for chunk in create(client, QUESTION, stream=True, extra_body={"reasoning": True})]
+    assert "".join(getattr(delta, "reasoning", "") for delta in deltas) == result.reasoning
+    assert "".join(delta.content or "" for delta in deltas) == result.text
+
+
+def test_logprobs_and_choices(client: openai.OpenAI, engine: ServingEngine) -> None:
+    response = create(client, QUESTION, n=2, seed=5, logprobs=True, top_logprobs=2)
+    text = expected(engine, QUESTION)
+    for choice in response.choices:
+        assert choice.message.content == text
+        assert bytes(b for token in choice.logprobs.content for b in token.bytes).decode(errors="replace") == text
+        assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
+
+
+def test_models(client: openai.OpenAI) -> None:
+    models = [model.id for model in client.models.list()]
+    assert MODEL in models
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+def test_errors_have_the_clients_types(served: Live, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=QUESTION)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        create(client, QUESTION, temperature=3)
+    with (
+        openai.OpenAI(api_key="wrong", base_url=f"{served.url}/v1") as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def test_async_client(served: Live, engine: ServingEngine) -> None:
+    async def ask() -> tuple[str, list[str]]:
+        async with openai.AsyncOpenAI(api_key=KEY, base_url=f"{served.url}/v1") as client:
+            stream = await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LIMITS)
+            streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+            calls = [client.chat.completions.create(model=MODEL, messages=QUESTION, **LIMITS) for _ in range(6)]
+            return streamed, [response.choices[0].message.content for response in await asyncio.gather(*calls)]
+
+    text = expected(engine, QUESTION)
+    assert asyncio.run(ask()) == (text, [text] * 6)
+
+
+def test_prompt_too_long(client: openai.OpenAI, engine: ServingEngine) -> None:
+    if isinstance(engine, FakeEngine):
+        pytest.skip("a fake has no context")
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, [{"role": "user", "content": "x " * 50_000}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_bad_picture_fails_alone(client: openai.OpenAI, engine: ServingEngine) -> None:
+    if isinstance(engine, FakeEngine):
+        pytest.skip("a fake reads no pictures")
+    good: list[Any] = []
+    thread = threading.Thread(target=lambda: good.append(create(client, QUESTION)))
+    thread.start()
+    for url in ("data:image/png;base64,AAAA", "data:image/svg+xml;base64,PHN2Zy8+"):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as caught:
+                create(client, picture_message(url), stream=stream)
+            assert caught.value.param == "messages.0.content.0.image_url"
+    thread.join()
+    assert good[0].choices[0].message.content == expected(engine, QUESTION)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_from_files(client: openai.OpenAI, engine: ServingEngine, suffix: str) -> None:
+    import base64
+
+    paths: list[Path] = sorted((GOLDEN / "images").glob(f"*.{suffix}"))[:2]
+    for path in paths:
+        url = f"data:image/{suffix};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        assert create(client, picture_message(url)).choices[0].message.content == expected(engine, picture_message(url))

@@ -1,0 +1,141 @@
+"""Many strange requests, many clients that leave, and large bodies: the server stays well and small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mdinfer.request import Chat
+from tests.server.fake_engine import FakeEngine
+from tests.server.live_server import MODEL, Live, error_of, live_server, wait_until
+from tests.server.test_openai_client import real_engine
+
+JUNK: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1 << 31,
+    1 << 63,
+    1 << 70,
+    1e308,
+    -0.0,
+    "",
+    "x" * 5000,
+    "\x00",
+    "🌙",
+    [],
+    {},
+]
+JUNK += [[[]], [None], {"": None}, {"type": "text"}, {"type": ["text"]}, {"url": "file:///etc/passwd"}, ["data:,"]]
+
+
+def mutated(seed: int, data_url: str) -> bytes:
+    """A good request with one to three faults: a value replaced, removed or wrapped, or bytes damaged."""
+    rng = random.Random(seed)
+    parts = [{"type": "image_url", "image_url": {"url": data_url}}, {"type": "text", "text": "What?"}]
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
+        "temperature": 0.5,
+        "max_tokens": 5,
+        "stop": ["a"],
+        "stream": rng.random() < 0.5,
+        "n": 1,
+        "reasoning": {"effort": "low"},
+    }
+    for _ in range(rng.randint(1, 3)):
+        owner, key = rng.choice(list(places(body)))
+        if rng.random() < 0.2:
+            del owner[key]
+        else:
+            owner[key] = rng.choice([*JUNK, [owner[key]]])
+    text = bytearray(json.dumps(body).encode())
+    for _ in range(rng.choice([0, 0, 0, 1, 5])):
+        text[rng.randrange(len(text))] = rng.randrange(256)
+    return bytes(text)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) below a value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        yield value, key
+        yield from places(value[key])
+
+
+def test_mutated_requests_never_break_anything(live: Live, fake: FakeEngine, data_url: str) -> None:
+    statuses = set()
+    for seed in range(500):
+        content = mutated(seed, data_url)
+        response = live.http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert response.status_code < 500, (seed, response.text)
+        if response.status_code != 200:
+            error_of(response)
+        statuses.add(response.status_code)
+    assert {400, 404} <= statuses
+    assert not live.service.running
+
+
+def test_clients_that_leave_at_any_time_leave_nothing_behind() -> None:
+    """Over a real engine: afterwards it is idle, and a known prompt gives the known answer."""
+    engine = real_engine()
+    question = Chat(messages=[{"role": "user", "content": "hi"}], temperature=0, max_tokens=8)
+    before = engine.submit(question).result().text
+    with live_server(engine) as live:
+        asyncio.run(_leave(live.url, random.Random(1)))
+        wait_until(lambda: not live.service.running, 2)
+        answer = live.chat(messages=[{"role": "user", "content": "hi"}], temperature=0, max_tokens=8)
+        assert answer.json()["choices"][0]["message"]["content"] == before
+        assert live.http.get("/health").status_code == 200
+    engine.close()
+
+
+async def _leave(url: str, rng: random.Random) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}
+
+    async def visit(i: int) -> None:
+        fields = {**body, "stream": i % 2 == 0, "n": 1 + i % 3}
+        patience = rng.choice([0.01, 0.05, 0.2])
+        async with httpx.AsyncClient(base_url=url, timeout=patience) as http:
+            try:
+                async with http.stream("POST", "/v1/chat/completions", json=fields) as response:
+                    lines = rng.randint(0, 30)
+                    async for _ in response.aiter_lines():
+                        lines -= 1
+                        if lines < 0:
+                            return
+            except httpx.TransportError:
+                return
+
+    await asyncio.gather(*map(visit, range(60)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies_take_no_memory(chunked: bool) -> None:
+    peak = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal peak
+        for _ in range(100):
+            peak = max(peak, resident())
+            yield b" " * (1 << 20)
+
+    headers = {"content-type": "application/json"} | ({} if chunked else {"content-length": str(100 << 20)})
+    with live_server(FakeEngine(), max_body_bytes=8 << 20) as live:
+        begin = resident()
+        assert live.http.post("/v1/chat/completions", content=chunks(), headers=headers).status_code == 413
+    assert peak - begin < 40 << 20
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

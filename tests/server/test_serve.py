@@ -1,0 +1,133 @@
+"""`mdinfer serve` as a process: what it prints, how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mdinfer.server.commands.serve import model_names
+from mdinfer.server.settings import DEFAULT_MODEL_NAMES
+from tests.server.live_server import MODEL, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its URL, as soon as it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "mdinfer.server.cli", "serve", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MDINFER_API_KEY": ""},
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"listening on (http://\S+),", line)
+        assert found, line + process.stderr.read()
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(url: str, path: str, status: int) -> None:
+    wait_until(lambda: httpx.get(url + path).status_code == status, 60)
+
+
+def test_from_start_to_sigterm() -> None:
+    with serving("demo", "--port", "0", "--api-key", "sk-1") as (process, url):
+        assert httpx.get(f"{url}/health").status_code == 200
+        wait_for(url, "/ready", 200)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        headers = {"authorization": "Bearer sk-1"}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] <= 5
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "untrained" in out
+    assert f"curl {url}/v1/chat/completions" in out
+    assert "sk-1" not in out + err
+    assert "Traceback" not in err
+    assert re.search(r"POST /v1/chat/completions 200 .* req_", err)
+
+
+def test_the_printed_curl_line_works() -> None:
+    with serving("demo", "--port", "0") as (process, url):
+        wait_for(url, "/ready", 200)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    body = re.search(r"-d '(.*)'", out)
+    assert body
+    assert MODEL in body[1]
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with serving("demo", "--port", "0") as (process, url):
+        wait_for(url, "/ready", 200)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        body |= {"max_tokens": 4096, "temperature": 0}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert process.poll() is None, "the stream is given time to finish"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=5) == 143
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+
+
+def test_a_model_that_is_not_there() -> None:
+    with serving("/nowhere/at/all", "--port", "0") as (process, _):
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 2)
+    assert err.startswith("mdinfer: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "mdinfer.server.cli", "serve", "--port", str(port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mdinfer: error: 127.0.0.1:{port} cannot be bound")
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "expected"),
+    [
+        ("demo", [], (*DEFAULT_MODEL_NAMES, "demo")),
+        (DEFAULT_MODEL_NAMES[0], [], DEFAULT_MODEL_NAMES),
+        ("./checkpoint", ["mine"], ("mine", *DEFAULT_MODEL_NAMES)),
+        ("/models/x", [], DEFAULT_MODEL_NAMES),
+        ("owner/other", ["a", "a"], ("a", *DEFAULT_MODEL_NAMES, "owner/other")),
+    ],
+)
+def test_model_names(model: str, more: list[str], expected: tuple[str, ...]) -> None:
+    assert model_names(model, more) == expected

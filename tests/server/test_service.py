@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from mdinfer.errors import CheckpointError
+from tests.server.fake_engine import FakeEngine, Script
+from tests.server.live_server import Live, error_of, events_of, live_server, wait_until
+
+
+def check_unavailable(live: Live, code: str) -> None:
+    for response in (live.http.get("/ready"), live.chat(), live.chat(stream=True), live.http.post("/v1/query")):
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert error_of(response)["code"] == code
+
+
+def test_probes_of_a_running_server(live: Live) -> None:
+    assert live.http.get("/health").json() == {"status": "ok"}
+    assert live.http.get("/ready").json() == {"status": "ready"}
+    assert set(live.http.get("/version").json()) == {"version"}
+    assert live.http.head("/health").status_code == 200
+
+
+def test_requests_wait_for_the_model() -> None:
+    engine, gate = FakeEngine(), threading.Event()
+
+    def load() -> FakeEngine:
+        gate.wait(10)
+        return engine
+
+    with live_server(load) as live:
+        assert live.http.get("/health").status_code == 200
+        assert live.http.get("/v1/models").status_code == 200
+        check_unavailable(live, "starting")
+        gate.set()
+        wait_until(lambda: live.http.get("/ready").status_code == 200)
+        assert live.chat().status_code == 200
+    assert engine.closed, "an engine that the app loaded is closed by it"
+
+
+def test_a_model_that_cannot_be_loaded() -> None:
+    def load() -> FakeEngine:
+        raise CheckpointError("tensor /secret/0x1 is missing")
+
+    with live_server(load) as live:
+        wait_until(lambda: live.service.state == "failed")
+        assert live.http.get("/health").status_code == 503
+        check_unavailable(live, "load_failed")
+
+
+def test_a_dead_engine(live: Live, fake: FakeEngine) -> None:
+    fake.healthy = False
+    assert live.http.get("/health").status_code == 503
+    check_unavailable(live, "engine_dead")
+
+
+def test_an_engine_of_the_caller_stays_open() -> None:
+    engine = FakeEngine()
+    with live_server(engine):
+        pass
+    assert not engine.closed
+
+
+def in_background(call: Any) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stopping_lets_requests_finish(stream: bool) -> None:
+    engine = FakeEngine(Script(pause=0.15))
+    with live_server(engine) as live:
+        thread, results = in_background(lambda: live.chat(stream=stream))
+        wait_until(lambda: bool(engine.handles))
+        live.server.handle_exit(15, None)
+        thread.join(10)
+        [response] = results
+        assert response.status_code == 200
+        assert not stream or events_of(response.text)[-1] == "[DONE]"
+        assert live.server.exit_status == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stopping_ends_what_takes_too_long(stream: bool) -> None:
+    engine = FakeEngine(Script(text=["x"] * 100, pause=0.2))
+    with live_server(engine, drain_timeout=0.5) as live:
+        thread, results = in_background(lambda: live.chat(stream=stream))
+        wait_until(lambda: bool(engine.handles))
+        live.server.handle_exit(15, None)
+        thread.join(10)
+        [response] = results
+        error = events_of(response.text)[-1]["error"] if stream else error_of(response)
+        assert error["code"] == "shutting_down"
+        assert response.status_code == (200 if stream else 503)
+
+
+def test_no_new_requests_while_draining(live: Live) -> None:
+    live.service.draining = True
+    try:
+        assert live.http.get("/health").status_code == 200
+        check_unavailable(live, "shutting_down")
+    finally:
+        live.service.draining = False
