@@ -1,18 +1,22 @@
 """The checkpoint that needs no download: Moondream's structure at toy size with random, untrained weights.
 
-Its answers are noise; it exists so that every command, route and call can be tried at once and offline.
+Its answers are random letters; it exists so that every command, route and call can be tried at once and offline.
 """
 
 from __future__ import annotations
 
 import json
+import string
+from collections.abc import Mapping
 
+import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
+from mdinfer.checkpoint import random_weights
 from mdinfer.config import ModelConfig
 
 NAME = "demo"
-NOTICE = "the demo checkpoint is untrained: its answers are random text"
+NOTICE = "the demo checkpoint is untrained: its answers are random letters"
 _CONTROL = 16
 _BYTES = {char: _CONTROL + i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
 
@@ -81,3 +85,15 @@ def demo_tokenizer_json() -> str:
             "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
         }
     )
+
+
+def fill_demo_weights(weights: Mapping[str, torch.Tensor]) -> None:
+    """Random weights that speak in lower-case letters and spaces, so that answers can be read aloud if not understood.
+
+    weights: canonical name -> the tensor to fill in place.
+    """
+    random_weights(weights, seed=0)
+    spoken = [_BYTES[char] for char in string.ascii_lowercase + "\u0120"]
+    bias = weights["text.lm_head.bias"]
+    bias[_CONTROL:] = -100.0
+    bias[spoken] = 0.0

@@ -50,7 +50,10 @@ def load_model(
         is_demo = config is None
         config = config or demo.demo_config()
         model = _allocate(config, "bfloat16", options, device)
-        random_weights(model.weights(), seed=0)
+        if is_demo:
+            demo.fill_demo_weights(model.weights())
+        else:
+            random_weights(model.weights(), seed=0)
         words = Tokenizer.from_json(demo.demo_tokenizer_json(), config.tokenizer, config.text.vocab_size)
         notice = demo.NOTICE if is_demo else "the weights are random"
         return Loaded(

@@ -25,7 +25,7 @@ NEEDED = {
 }
 OPTIONAL = {
     "huggingface_hub": ("huggingface_hub", "without it models are loaded from directories only"),
-    "triton": ("triton", "without it GPUs run the torch kernels, which are slower"),
+    "triton": ("triton", "without it there are no compiled kernels for GPUs"),
 }
 FULL_MODEL = "moondream/moondream3-preview"
 FULL_MODEL_GIB = 20
@@ -88,7 +88,7 @@ def diagnose() -> Diagnosis:
     kernels = "none: torch is missing"
     if versions["torch"]:
         devices += _gpus()
-        kernels = _kernels(gpu=len(devices) > 1, triton=versions["triton"])
+        kernels = _kernels(gpu=len(devices) > 1)
         if fault := _engine_fault():
             problems.append(fault)
     advice += _memory_advice(devices)
@@ -125,10 +125,8 @@ def _engine_fault() -> str:
     return ""
 
 
-def _kernels(*, gpu: bool, triton: str | None) -> str:
-    if not gpu:
-        return "torch twins (CPU)" + (f"; triton {triton} waits for a GPU" if triton else "")
-    return f"triton {triton} (CUDA)" if triton else "torch twins (CUDA)"
+def _kernels(*, gpu: bool) -> str:
+    return f"torch operations ({'CUDA' if gpu else 'CPU'}); this version has no compiled kernels"
 
 
 def _cpu() -> Device:

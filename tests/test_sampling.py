@@ -10,6 +10,7 @@ import torch
 from mdinfer.config import TokenConfig
 from mdinfer.decode_table import State, decode_table
 from mdinfer.kernels import DecodeTable, nucleus, sample
+from mdinfer.kernels.sample import CONTROL_IDS
 from tests.golden_data import sampling_data
 
 SAMPLING = sampling_data()
@@ -41,6 +42,9 @@ def test_the_nucleus_is_golden(case: Any) -> None:
 def test_draws_take_each_kept_token_for_its_share_of_the_unit_interval(case: Any) -> None:
     """4,096 evenly spaced numbers: a token's count is its probability's, but for one at each end of its stretch."""
     logits, distribution = golden(case)
+    padding = max(0, CONTROL_IDS - len(logits))  # the sampler takes no fewer than the control ids
+    logits = torch.nn.functional.pad(logits, (0, padding), value=float("-inf"))
+    distribution = torch.nn.functional.pad(distribution, (0, padding))
     free = decode_table(TokenConfig())
     free = DecodeTable(allowed=torch.ones_like(free.allowed), follows=free.follows, kinds=free.kinds)
     count = 4096
