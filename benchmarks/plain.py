@@ -71,7 +71,7 @@ class PlainDecoder:
         values, experts = logits.topk(self.config.text.moe.experts_per_token, dim=-1)
         gates = torch.softmax(values.float(), dim=-1).to(h.dtype)
         out = torch.zeros_like(h)
-        for e in experts.unique().tolist():
+        for e in sorted(set(experts.flatten().tolist())):
             rows, place = (experts == e).nonzero(as_tuple=True)
             u, g = F.linear(h[rows], w[at + "fc1.weight"][e]).chunk(2, -1)
             y = F.linear(F.gelu(u) * (g + 1), w[at + "fc2.weight"][e])
