@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mdinfer
 from mdinfer import Caption, Chat, Detect, Engine, Event, Point, Query, Result
+from mdinfer.kernels import uniform
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
@@ -38,6 +40,7 @@ def answer(result: Result) -> tuple[Any, ...]:
         result.reasoning_token_ids,
         result.finish_reason,
         result.usage,
+        None if result.logprobs is None else [(entry.token_id, len(entry.top)) for entry in result.logprobs],
     )
 
 
@@ -247,7 +250,7 @@ def test_a_seed_gives_the_same_in_any_batch(engine_a: Engine) -> None:
             top_p=rng.choice([0.1, 0.5, 0.9, 1.0]),
             seed=seed,
             max_tokens=rng.randint(1, 12),
-            logprobs=rng.choice([None, 0, 3]),
+            logprobs=rng.choice([None, 0, 1, 3]),
         )
         for seed in range(25)
     ]
@@ -255,6 +258,23 @@ def test_a_seed_gives_the_same_in_any_batch(engine_a: Engine) -> None:
     rng.shuffle(order := list(range(25)))
     together = engine_a.generate([requests[i] for i in order])
     assert [answer(r) for r in together] == [alone[i] for i in order]
+
+
+def test_each_tokens_number_comes_from_its_seed_and_its_place(
+    engine_a: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a trace and its answer alike: place 0, 1, 2, ... in the sequence, whatever was sampled there."""
+    calls: list[tuple[list[int], list[int]]] = []
+
+    def recording(seeds: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        calls.append((seeds.tolist(), steps.tolist()))
+        return uniform(seeds, steps)
+
+    monkeypatch.setattr("mdinfer.runner.uniform", recording)
+    result = engine_a.query(None, "cat?", reasoning=True, temperature=0.5, seed=2**64 - 3, max_tokens=9)
+    assert result.usage.completion_tokens <= 9
+    assert calls == [([-3], [place]) for place in range(len(calls))]
+    assert len(calls) >= result.usage.completion_tokens
 
 
 def test_stop_strings_cut_the_answer(engine_a: Engine) -> None:

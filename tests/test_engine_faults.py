@@ -18,7 +18,7 @@ import mdinfer
 from mdinfer import Engine, Query, RequestHandle
 from mdinfer.image import prepare_image
 from mdinfer.scheduler import StepPlan
-from mdinfer.sequence import SampledToken
+from mdinfer.sequence import SampledToken, Sequence
 from mdinfer.skills import compile_request
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
@@ -32,7 +32,7 @@ LONG = Query(question="What is this?", temperature=0, max_tokens=2000)
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """One slot, so that a second request waits; no answer ends by itself, so that there is time to end it."""
-    with load_engine("tiny-a", max_batch_size=1, max_queue=8) as loaded:
+    with load_engine("tiny-a", max_batch_size=1, max_queue=8, image_threads=1) as loaded:
         loaded._loop._runner.model.text.lm_head.bias[loaded.config.tokenizer.eos_id] = -1e4
         yield loaded
 
@@ -80,13 +80,23 @@ def test_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest
         return prepare_image(*args, **options)
 
     monkeypatch.setattr("mdinfer.engine.prepare_image", slow)
+    scheduler, added = engine._loop._scheduler, list[Sequence]()
+    add = scheduler.add
+
+    def recording(sequence: Sequence) -> None:
+        added.append(sequence)
+        add(sequence)
+
+    monkeypatch.setattr(scheduler, "add", recording)
     handle = engine.submit(Query(image=PICTURE, question="cat?"))
     assert reading.wait(SOON)
     handle.cancel()
     assert_cancelled(handle)  # at once: nobody waits for the picture
     go_on.set()
+    engine._images.submit(lambda: None).result(timeout=SOON)
     wait_idle(engine)
     assert engine.submit(SHORT).result(timeout=SOON).finish_reason == "length"
+    assert [len(sequence.pictures) for sequence in added] == [0]  # the cancelled one never took a step
 
 
 def test_cancelled_while_waiting_for_a_slot(engine: Engine) -> None:
