@@ -43,7 +43,7 @@ def moe_experts(
         start = end
     if order is not None:
         y_RD = torch.empty_like(y_RD).index_copy_(0, order, y_RD)
-    return torch.bmm(weights_TA[:, None], y_RD.view(T, A, -1).float())[:, 0].to(x_TD.dtype)
+    return torch.bmm(weights_TA[:, None], y_RD.view(T, A, x_TD.shape[1]).float())[:, 0].to(x_TD.dtype)
 
 
 def _by_expert(

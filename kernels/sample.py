@@ -17,6 +17,7 @@ import torch
 CONTROL_IDS = 16
 PLAIN = CONTROL_IDS  # the class of every id from 16 on
 _LIKELIEST = 256
+_COLDEST = 1e-30  # below, a difference of logits over the temperature may leave float32; both are greedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ def sample(
     logits, tokens = _masked_greedy(logits_BV.float(), table.allowed[states_B])
     if uniform_B is not None:
         warm = temperature_B > 0
-        drawn = _draw(logits / torch.where(warm, temperature_B, 1.0)[:, None], top_p_B, uniform_B)
+        cold = torch.where(warm, temperature_B, 1.0).clamp(min=_COLDEST)[:, None]
+        drawn = _draw((logits - logits.amax(dim=-1, keepdim=True)) / cold, top_p_B, uniform_B)
         tokens = torch.where(warm, drawn, tokens)
     column = tokens.clamp(max=PLAIN)
     logprobs = top_ids = top_values = None
@@ -132,7 +134,7 @@ def _before(probs: torch.Tensor) -> torch.Tensor:
 
 def _draw(logits: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     everything = torch.softmax(logits, dim=-1)
-    probs, ids = everything.topk(min(_LIKELIEST, logits.shape[1]), dim=-1)
+    probs, ids = _likeliest(everything, min(_LIKELIEST, logits.shape[1]))
     if bool((probs.sum(dim=-1) <= top_p_B).any()):  # the nucleus may be wider than that
         probs, ids = everything.sort(dim=-1, descending=True, stable=True)
     kept = torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
@@ -140,3 +142,14 @@ def _draw(logits: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) 
     place = (reached <= (uniform_B * reached[:, -1])[:, None]).sum(dim=-1)
     last = (kept > 0).sum(dim=-1) - 1
     return ids.gather(1, torch.minimum(place, last)[:, None])[:, 0]
+
+
+def _likeliest(probs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` columns of a stable descending sort, values and ids, at the price of a partial one.
+
+    The bits of floats from 0 up rise with their value; with the id in the lower half, equal ones keep their order.
+    """
+    V = probs.shape[1]
+    keys = (probs.view(torch.int32).long() << 32) + torch.arange(V - 1, -1, -1, device=probs.device)
+    ids = V - 1 - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
+    return probs.gather(1, ids), ids

@@ -306,7 +306,10 @@ class Engine:
                 )
             self._tasks[handle] = task
         if compiled.pictures:
-            self._images.submit(self._read_pictures, task)
+            try:
+                self._images.submit(self._read_pictures, task)
+            except RuntimeError:  # closed since the check above
+                handle._fail(self._loop.dead())
         else:
             self._start(task)
         return handle
@@ -392,7 +395,10 @@ class Engine:
         )
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
-        features, model = image.features(), self._loaded.model
+        try:
+            features, model = image.features(), self._loaded.model
+        except ImageError as error:
+            raise ImageError(str(error), param=param) from None
         expected = (self.config.vision.positions, self.config.text.dim)
         if features.shape != expected or features.dtype != model.dtype or features.device != model.device:
             raise ImageError("this encoded image was made by an engine with another model", param=param)

@@ -24,7 +24,7 @@ class EngineLoop:
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler, self._runner = scheduler, runner
         self._tasks: dict[Sequence, Task] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[tuple[Callable[[], None], Callable[[EngineDeadError], None]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._death: BaseException | None = None
@@ -37,26 +37,25 @@ class EngineLoop:
 
     def add(self, task: Task) -> None:
         """Schedule a task whose pictures are ready."""
-        self._send(lambda: self._admit(task), task)
+        self._send(lambda: self._admit(task), task.handle._fail)
 
     def cancel(self, task: Task) -> None:
-        self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task)
+        self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task.handle._fail)
 
-    def encode(self, task_sequence: Sequence) -> Future[None]:
+    def encode(self, sequence: Sequence) -> Future[None]:
         """Run the vision tower for a sequence's pictures, between two steps."""
         done: Future[None] = Future()
 
         def work() -> None:
             try:
-                self._runner.encode([task_sequence])
+                self._runner.encode([sequence])
             except Exception as error:
                 log.exception("encoding a picture failed")
                 done.set_exception(RequestFailedError(f"encoding the picture failed: {type(error).__name__}"))
             else:
                 done.set_result(None)
 
-        if not self._send(work, None):
-            done.set_exception(self.dead())
+        self._send(work, done.set_exception)
         return done
 
     def close(self) -> None:
@@ -67,15 +66,15 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _send(self, message: Callable[[], None], task: Task | None) -> bool:
+    def _send(self, work: Callable[[], None], abandon: Callable[[EngineDeadError], None]) -> None:
+        """Have the loop's thread do `work`; if it never will, `abandon` hears why."""
         with self._wake:
             alive = not self._closing and self._death is None
             if alive:
-                self._inbox.append(message)
+                self._inbox.append((work, abandon))
                 self._wake.notify()
-        if not alive and task is not None:
-            task.handle._fail(self.dead())
-        return alive
+        if not alive:
+            abandon(self.dead())
 
     def dead(self) -> EngineDeadError:
         """Why nothing more can be asked of this loop."""
@@ -90,14 +89,13 @@ class EngineLoop:
         except BaseException as error:
             log.exception("the engine's loop failed")
             self._death = error
-        finally:
+        finally:  # nothing here may depend on the scheduler or the runner: they may be what failed
             with self._wake:
                 self._closing = True
-                rest, self._inbox = list(self._inbox), deque()
-            for message in rest:  # each ends in a handle that is told below, or in a future
-                message()
+            while self._inbox:
+                self._inbox.popleft()[1](self.dead())
             for task in list(self._tasks.values()):
-                self._end(task, self.dead())
+                task.handle._fail(self.dead())
 
     def _receive(self) -> bool:
         """Handle all messages; wait for one where there is nothing to run. False once closing."""
@@ -105,9 +103,14 @@ class EngineLoop:
             self._wake.wait_for(lambda: self._inbox or self._tasks or self._closing)
             if self._closing:
                 return False
-            messages, self._inbox = self._inbox, deque()
-        for message in messages:
-            message()
+        while self._inbox:
+            work, abandon = self._inbox.popleft()
+            try:
+                work()
+            except BaseException as error:
+                self._death = error
+                abandon(self.dead())
+                raise
         return True
 
     def _step(self) -> None:

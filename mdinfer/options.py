@@ -50,11 +50,14 @@ class EngineConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", found {self.device!r}')
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16"))
+        for name in ("exif", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")
         for name, least, most in (
             ("max_batch_size", 1, 4096),
             ("max_context", 2, 1 << 20),
@@ -84,7 +87,7 @@ def parse_size(value: int | str, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = _SIZE.match(value) if isinstance(value, str) else None
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 1e18:
         raise ConfigError(f'{name} must be a positive number of bytes or a size such as "8GiB", found {value!r}')
     unit = (match[2] or "B").upper()
     base = 1024 if "I" in unit else 1000

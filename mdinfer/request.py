@@ -110,7 +110,9 @@ class Caption(Sampling):
         Sampling.__post_init__(self)
         _check_image(self.image)
         if self.length not in ("short", "normal", "long"):
-            raise RequestError(f'length must be "short", "normal" or "long", found {self.length!r}', param="length")
+            raise RequestError(
+                f'length must be "short", "normal" or "long", found {shown(self.length)}', param="length"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,19 +169,27 @@ class Chat(Sampling):
 Request: TypeAlias = Query | Caption | Detect | Point | Chat
 
 
+def shown(value: object) -> str:
+    """For messages: what was found, never longer than a line."""
+    if isinstance(value, int) and abs(value) >= 1 << 70:
+        return "a huge integer"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def check_number(name: str, value: object, least: float, most: float) -> None:
     """Raise RequestError unless `value` is a finite number (no bool) within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{name} must be a finite number, found {value!r}", param=name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf:
+        raise RequestError(f"{name} must be a finite number, found {shown(value)}", param=name)
     if not least <= value <= most:
-        raise RequestError(f"{name} is {value!r}, it must be from {least} to {most}", param=name)
+        raise RequestError(f"{name} is {shown(value)}, it must be from {least} to {most}", param=name)
 
 
 def check_integer(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be an integer, found {value!r}", param=name)
+        raise RequestError(f"{name} must be an integer, found {shown(value)}", param=name)
     if not least <= value <= most:
-        raise RequestError(f"{name} is {value}, it must be from {least} to {most}", param=name)
+        raise RequestError(f"{name} is {shown(value)}, it must be from {least} to {most}", param=name)
 
 
 def check_text(name: str, value: object) -> None:
@@ -206,7 +216,9 @@ def check_spatial_refs(refs: object) -> None:
             )
         for value in ref:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise RequestError(f"spatial_refs[{i}] holds {value!r}, values go from 0 to 1", param="spatial_refs")
+                raise RequestError(
+                    f"spatial_refs[{i}] holds {shown(value)}, values go from 0 to 1", param="spatial_refs"
+                )
         if len(ref) == 4 and not (ref[0] <= ref[2] and ref[1] <= ref[3]):
             raise RequestError(
                 f"spatial_refs[{i}] is {tuple(ref)}: its maximum lies below its minimum", param="spatial_refs"
@@ -215,7 +227,7 @@ def check_spatial_refs(refs: object) -> None:
 
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise RequestError(f"{name} must be True or False, found {value!r}", param=name)
+        raise RequestError(f"{name} must be True or False, found {shown(value)}", param=name)
 
 
 def _check_image(value: object) -> None:
