@@ -17,12 +17,13 @@ from mdinfer.kernels.moe import moe_experts, moe_route
 from mdinfer.kernels.norm import layer_norm
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
 from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
-from mdinfer.kernels.sample import DecodeTable, Sampled, nucleus, sample, uniform
+from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, pooled_map
 
 __all__ = [
     "AttentionBatch",
     "DecodeTable",
+    "Draws",
     "Sampled",
     "TokenKind",
     "TokenPlaces",

@@ -38,10 +38,23 @@ class DecodeTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Per row, float32: temperature (0 is greedy), top_p, and a uniform number in [0, 1), see `uniform`."""
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    uniform: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Per row: the token, what its input row will be made of, the state it leads to, its log-probability."""
+    """Per row: the token, what its input row will be made of, the state it leads to, its log-probability.
+
+    sound is False where the allowed logits held a NaN or no finite number: that row's token means nothing.
+    """
 
     tokens: torch.Tensor
+    sound: torch.Tensor
     kinds: torch.Tensor
     states: torch.Tensor
     logprobs: torch.Tensor | None
@@ -53,22 +66,20 @@ def sample(
     logits_BV: torch.Tensor,
     states_B: torch.Tensor,
     table: DecodeTable,
-    temperature_B: torch.Tensor,
-    top_p_B: torch.Tensor,
-    uniform_B: torch.Tensor | None,
+    draws: Draws | None = None,
     top_logprobs: int | None = None,
 ) -> Sampled:
     """Choose one token a row.
 
-    logits in any float dtype (V may be 16: only control ids), which may be overwritten; states int64; temperature
-    and top_p float32; uniform float32 in [0, 1), or None where every row is greedy. `top_logprobs` asks for
-    log-probabilities (at temperature 1, of what the state allows) of the choice and of that many likeliest tokens.
+    logits in any float dtype (V may be 16: only control ids), which may be overwritten; states int64; draws None
+    where every row is greedy. `top_logprobs` asks for log-probabilities (at temperature 1, of what the state allows)
+    of the choice and of that many likeliest tokens.
     """
-    logits, tokens = _masked_greedy(logits_BV.float(), table.allowed[states_B])
-    if uniform_B is not None:
-        warm = temperature_B > 0
-        cold = torch.where(warm, temperature_B, 1.0).clamp(min=_COLDEST)[:, None]
-        drawn = _draw((logits - logits.amax(dim=-1, keepdim=True)) / cold, top_p_B, uniform_B)
+    logits, peak, tokens = _masked_greedy(logits_BV.float(), table.allowed[states_B])
+    if draws is not None:
+        warm = draws.temperature > 0
+        divisor = torch.where(warm, draws.temperature, 1.0).clamp(min=_COLDEST)[:, None]
+        drawn = _draw((logits - peak[:, None]) / divisor, draws.top_p, draws.uniform)
         tokens = torch.where(warm, drawn, tokens)
     column = tokens.clamp(max=PLAIN)
     logprobs = top_ids = top_values = None
@@ -78,6 +89,7 @@ def sample(
         top_values, top_ids = every.topk(min(top_logprobs, every.shape[1]), dim=-1)
     return Sampled(
         tokens=tokens,
+        sound=peak.isfinite(),
         kinds=table.kinds[states_B, column],
         states=table.follows[states_B, column],
         logprobs=logprobs,
@@ -89,7 +101,7 @@ def sample(
 def nucleus(logits_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
     """(B, V): softmax of the logits, cut to each row's nucleus and renormalised."""
     probs, ids = torch.softmax(logits_BV.float(), dim=-1).sort(dim=-1, descending=True, stable=True)
-    kept = torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
+    kept = _cut(probs, top_p_B)
     return torch.zeros_like(probs).scatter_(1, ids, kept / kept.sum(dim=-1, keepdim=True))
 
 
@@ -114,17 +126,18 @@ def uniform(seeds_B: torch.Tensor, steps_B: torch.Tensor) -> torch.Tensor:
     return (c0 >> 8).float() * 2.0**-24
 
 
-def _masked_greedy(logits: torch.Tensor, allowed_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits with what the state bars at minus infinity, in place, and each row's largest."""
+def _masked_greedy(logits: torch.Tensor, allowed_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits with what the state bars at minus infinity, in place; each row's largest, and whose it is."""
     control = logits[:, :CONTROL_IDS]
     control.masked_fill_(~allowed_BC[:, :CONTROL_IDS], float("-inf"))
     barred = ~allowed_BC[:, PLAIN]
     if not bool(barred.any()):
-        return logits, logits.argmax(dim=-1)
+        return logits, *logits.max(dim=-1)
     if logits.shape[1] > CONTROL_IDS:
         logits[:, CONTROL_IDS:].masked_fill_(barred[:, None], float("-inf"))
     last = CONTROL_IDS - 1 - control.flip(-1).argmax(dim=-1)
-    return logits, torch.where(barred, last, logits.argmax(dim=-1))
+    peak, first = logits.max(dim=-1)
+    return logits, peak, torch.where(barred, last, first)
 
 
 def _before(probs: torch.Tensor) -> torch.Tensor:
@@ -133,15 +146,39 @@ def _before(probs: torch.Tensor) -> torch.Tensor:
 
 
 def _draw(logits: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    everything = torch.softmax(logits, dim=-1)
-    probs, ids = _likeliest(everything, min(_LIKELIEST, logits.shape[1]))
-    if bool((probs.sum(dim=-1) <= top_p_B).any()):  # the nucleus may be wider than that
-        probs, ids = everything.sort(dim=-1, descending=True, stable=True)
-    kept = torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
-    reached = torch.cumsum(kept, dim=-1)
+    """One id a row; how a row is drawn depends on nothing but the row.
+
+    Only a nucleus needs the order of likelihood: where top_p is 1 ids are laid out as they come.
+    """
+    probs = torch.softmax(logits, dim=-1)
+    tokens = torch.empty(len(probs), dtype=torch.int64, device=probs.device)
+    whole = top_p_B >= 1
+    rows = whole.nonzero()[:, 0]
+    tokens[rows] = _invert(probs[rows], uniform_B[rows])
+    rows = (~whole).nonzero()[:, 0]
+    if len(rows):
+        some, ids = _likeliest(probs[rows], min(_LIKELIEST, probs.shape[1]))
+        inside = some.sum(dim=-1) > top_p_B[rows]
+        tokens[rows] = ids.gather(1, _invert(_cut(some, top_p_B[rows]), uniform_B[rows])[:, None])[:, 0]
+        rows = rows[~inside]  # whose nucleus may be wider than that
+    if len(rows):
+        some, ids = probs[rows].sort(dim=-1, descending=True, stable=True)
+        tokens[rows] = ids.gather(1, _invert(_cut(some, top_p_B[rows]), uniform_B[rows])[:, None])[:, 0]
+    return tokens
+
+
+def _cut(probs: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """Zero outside the nucleus, for rows sorted from the likeliest."""
+    return torch.where(_before(probs) <= top_p_B[:, None], probs, 0.0)
+
+
+def _invert(weights: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The column of each row at which its running sum first exceeds the uniform share of its total."""
+    reached = torch.cumsum(weights, dim=-1)
     place = (reached <= (uniform_B * reached[:, -1])[:, None]).sum(dim=-1)
-    last = (kept > 0).sum(dim=-1) - 1
-    return ids.gather(1, torch.minimum(place, last)[:, None])[:, 0]
+    columns = torch.arange(weights.shape[1], device=weights.device)
+    last = torch.where(weights > 0, columns, 0).amax(dim=-1) if len(weights) else place
+    return torch.minimum(place, last)
 
 
 def _likeliest(probs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -35,7 +37,7 @@ def pooled_map(local: torch.Tensor, tiling: tuple[int, int], margin: int) -> tor
     """
     rows, cols = tiling
     count, positions, C = local.shape
-    G = int(positions**0.5)
+    G = math.isqrt(positions)
     assert rows * cols == count and positions == G * G
     if count == 1:
         return local[0]

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from mdinfer.errors import ConfigError
 
 T = TypeVar("T")
+_MOST = 1 << 24
+_MOST_CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class ModelConfig:
         """Read a `config.json`. Raises ConfigError if it is not JSON or its sizes disagree."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
         return cls.from_dict(raw)
 
@@ -186,8 +188,9 @@ def _build(kind: type[T], values: Mapping[str, Any], name: str) -> T:
             continue
         value = values[item.name]
         least = 0 if item.name.endswith("_id") or item.name in ("start_layer", "overlap_margin") else 1
-        if item.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(f"{name}.{item.name} must be an integer of at least {least}, found {value!r}")
+        most = _MOST_CONTEXT if item.name == "max_context" else _MOST
+        if item.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
+            raise ConfigError(f"{name}.{item.name} must be an integer from {least} to {most}, found {value!r:.40}")
         known[item.name] = value
     return kind(**known)
 
@@ -254,6 +257,9 @@ def _check(config: ModelConfig) -> None:
         if item.name.endswith("_id"):
             value = getattr(tokens, item.name)
             require(0 <= value < 16, f"tokenizer.{item.name} is {value}; control tokens are below 16")
+    parts = ("eos_id", "answer_id", "coord_id", "size_id", "start_ground_points_id", "end_ground_id")
+    ids = [getattr(tokens, part) for part in parts]
+    require(len(set(ids)) == len(ids), f"tokenizer.{', '.join(parts)} must differ, found {ids}")
     longest = max(_template_ids(tokens.templates))
     require(longest < text.vocab_size, f"a template holds id {longest}, text.vocab_size is {text.vocab_size}")
 

@@ -9,12 +9,14 @@ import asyncio
 import difflib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Sized
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
+import numpy as np
 import torch
 
 from mdinfer.data_url import decode_data_url
@@ -33,11 +35,12 @@ from mdinfer.handle import RequestHandle
 from mdinfer.image import Crops, prepare_image
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
-from mdinfer.memory import cache_pages, format_bytes
+from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
 from mdinfer.prompts import PromptBuilder
+from mdinfer.reader_pool import ReaderPool
 from mdinfer.request import Caption, Chat, Detect, ImageInput, Message, Point, Query, Request
 from mdinfer.result import Event, Result
 from mdinfer.runner import Runner
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 DEFAULT_MODEL = "demo"
+_ROOM_SECONDS = 0.01  # between two looks for room in the queue
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -77,28 +81,29 @@ class Engine:
     def __init__(self, loaded: Loaded, options: EngineConfig) -> None:
         """For `load`, and for callers that make their own model."""
         model, text = loaded.model, loaded.model.config.text
-        pages = cache_pages(text, options, max_context=loaded.max_context, dtype=model.dtype, device=model.device)
+        kv_dtype = torch.bfloat16 if options.kv_dtype == "bf16" else model.dtype
+        pages = cache_pages(text, options, max_context=loaded.max_context, dtype=kv_dtype, device=model.device)
         self.model_id, self.options, self.config = loaded.name, options, model.config
         self.max_context = min(loaded.max_context, pages * options.page_size)
         self._loaded = loaded
-        self._cache = KVCache.allocate(
-            layers=text.n_layers,
-            pages=pages,
-            heads=text.n_heads,
-            head_dim=text.head_dim,
-            page_size=options.page_size,
-            dtype=model.dtype,
-            device=model.device,
-        )
-        self._context = Context(config=model.config, tokenizer=loaded.tokenizer)
-        self._images = ThreadPoolExecutor(
-            options.image_threads or min(16, os.cpu_count() or 1), thread_name_prefix="mdinfer-image"
-        )
+        with explained_shortage("the KV cache", model.device, "give kv_memory= a smaller size"):
+            self._cache = KVCache.allocate(
+                layers=text.n_layers,
+                pages=pages,
+                heads=text.n_heads,
+                head_dim=text.head_dim,
+                page_size=options.page_size,
+                dtype=kv_dtype,
+                device=model.device,
+            )
+        self._context = Context(config=model.config, tokenizer=loaded.tokenizer, max_context=self.max_context)
+        threads = options.image_threads or min(16, os.cpu_count() or 1)
+        self._readers: ReaderPool[Task] = ReaderPool(threads)
         runner = Runner(model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops)
         self._follows = runner.follows
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
-        self._lock = threading.Lock()
+        self._room = threading.Condition()
         self._loop = EngineLoop(
             Scheduler(
                 PagePool(pages, options.page_size),
@@ -107,6 +112,8 @@ class Engine:
             ),
             runner,
         )
+        # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
+        self._finalizer = weakref.finalize(self, self._loop.close)
 
     @classmethod
     def load(cls, model: str | Path = DEFAULT_MODEL, *, tokenizer: str | Path | None = None, **options: Any) -> Engine:
@@ -121,6 +128,9 @@ class Engine:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"options are {', '.join(known)}"
                 raise ConfigError(f"unknown option {name!r}: {hint}")
+        for name in ("device", "dtype"):
+            if isinstance(options.get(name), torch.device | torch.dtype):
+                options[name] = str(options[name]).removeprefix("torch.")
         config = EngineConfig(**options)
         path = None if tokenizer is None else Path(tokenizer)
         return cls(load_model(model, config, tokenizer=path), config)
@@ -137,7 +147,7 @@ class Engine:
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Answer a question about a picture, or about text alone (`image=None`). See `Query`."""
-        return self.submit(_query(image, question, reasoning, spatial_refs, sampling)).result()
+        return self._run(_query(image, question, reasoning, spatial_refs, sampling))
 
     async def aquery(
         self,
@@ -158,7 +168,7 @@ class Engine:
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Describe a picture. See `Caption`."""
-        return self.submit(_make(Caption, image=image, length=length, **sampling)).result()
+        return self._run(_make(Caption, image=image, length=length, **sampling))
 
     async def acaption(
         self,
@@ -171,7 +181,7 @@ class Engine:
 
     def detect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
         """Boxes of all objects of a kind, in `result.objects`. See `Detect`."""
-        return self.submit(Detect(image=image, object=object, max_objects=max_objects, clip=clip)).result()
+        return self._run(Detect(image=image, object=object, max_objects=max_objects, clip=clip))
 
     async def adetect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
         request = Detect(image=image, object=object, max_objects=max_objects, clip=clip)
@@ -187,7 +197,7 @@ class Engine:
     ) -> Result:
         """Centres of all objects of a kind, in `result.points`. See `Point`."""
         request = Point(image=image, object=object, max_objects=max_objects, spatial_refs=spatial_refs)
-        return self.submit(request).result()
+        return self._run(request)
 
     async def apoint(
         self,
@@ -204,7 +214,7 @@ class Engine:
         self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
     ) -> Result:
         """Continue a conversation in OpenAI's shape. See `Chat`."""
-        return self.submit(_make(Chat, messages=messages, reasoning=reasoning, **sampling)).result()
+        return self._run(_make(Chat, messages=messages, reasoning=reasoning, **sampling))
 
     async def achat(
         self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
@@ -231,27 +241,48 @@ class Engine:
         """Run many requests together; results are in order. The first error cancels the rest and is raised."""
         from tqdm import tqdm
 
-        handles: list[RequestHandle] = []
+        pending: deque[RequestHandle] = deque()
         results: list[Result] = []
+        total = len(requests) if isinstance(requests, Sized) else None
         try:
-            for request in requests:
-                handles.append(self._submit_patiently(request, handles))
-            for handle in tqdm(handles, disable=not progress, unit="request"):
-                results.append(handle.result())
+            with tqdm(total=total, disable=not progress, unit="request") as bar:
+                for request in requests:
+                    pending.append(self._submit_when_room(request))
+                    while pending and pending[0].done:
+                        results.append(pending[0].result())
+                        pending.popleft()
+                        bar.update()
+                while pending:
+                    results.append(pending[0].result())
+                    pending.popleft()
+                    bar.update()
         finally:
-            for handle in handles:
+            for handle in pending:
                 handle.cancel()
         return results
 
     async def agenerate(self, requests: Iterable[Request]) -> list[Result]:
-        """As `generate`."""
-        return await asyncio.to_thread(self.generate, list(requests))
+        """As `generate`; a cancelled wait cancels the requests."""
+        pending: deque[RequestHandle] = deque()
+        results: list[Result] = []
+        try:
+            for request in requests:
+                while len(self._tasks) >= self._most_tasks:
+                    await asyncio.sleep(_ROOM_SECONDS)
+                pending.append(self._submit_when_room(request))
+            while pending:
+                results.append(await pending[0].aresult())
+                pending.popleft()
+        finally:
+            for handle in pending:
+                handle.cancel()
+        return results
 
     def encode_image(self, image: ImageInput) -> EncodedImage:
         """Run the vision tower once, for use as the image of any number of requests. Raises ImageError."""
         self._check_alive()
-        if isinstance(image, EncodedImage):
-            return image
+        if isinstance(image, EncodedImage):  # a handle of its own, so that closing one leaves the other
+            return replace(image, _features=self._encoded_features(image, "image"))
         crops = self._prepare(Picture(source=image))
         assert isinstance(crops, Crops)
         prompt = PromptBuilder(self.config.tokenizer.bos_id, self.config.vision.positions).image().build()
@@ -283,6 +314,7 @@ class Engine:
         limit = self.max_context
         if len(compiled.prompt) >= limit:
             raise PromptTooLongError(len(compiled.prompt), limit)
+        compiled = replace(compiled, pictures=tuple(map(_snapshot, compiled.pictures)))
         handle = RequestHandle(self._cancel, self._forget)
         # One more than max_tokens for the token that closes a reasoning trace.
         most = min(limit, len(compiled.prompt) + compiled.max_tokens + 1)
@@ -298,7 +330,7 @@ class Engine:
             follows=self._follows,
             eos_id=self.config.tokenizer.eos_id,
         )
-        with self._lock:
+        with self._room:
             if len(self._tasks) >= self._most_tasks:
                 raise QueueFullError(
                     f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
@@ -306,10 +338,7 @@ class Engine:
                 )
             self._tasks[handle] = task
         if compiled.pictures:
-            try:
-                self._images.submit(self._read_pictures, task)
-            except RuntimeError:  # closed since the check above
-                handle._fail(self._loop.dead())
+            self._readers.submit(task, self._read_pictures, self._refuse)
         else:
             self._start(task)
         return handle
@@ -340,8 +369,8 @@ class Engine:
 
     def close(self) -> None:
         """End all work and threads; unfinished requests raise EngineDeadError. Closing twice is fine."""
-        self._loop.close()
-        self._images.shutdown(wait=True, cancel_futures=True)
+        self._finalizer()
+        self._readers.close()
         for handle in list(self._tasks):
             handle._fail(self._loop.dead())
 
@@ -355,19 +384,31 @@ class Engine:
         if not self._loop.healthy:
             raise self._loop.dead()
 
-    def _submit_patiently(self, request: Request, earlier: list[RequestHandle]) -> RequestHandle:
+    def _run(self, request: Request) -> Result:
+        """Wait for a request; leaving the wait (an interrupt, say) cancels it."""
+        handle = self.submit(request)
+        try:
+            return handle.result()
+        except BaseException:
+            handle.cancel()
+            raise
+
+    def _submit_when_room(self, request: Request) -> RequestHandle:
         while True:
             try:
                 return self.submit(request)
             except QueueFullError:
-                unfinished = next((handle for handle in earlier if not handle.done), None)
-                if unfinished is None:
-                    raise
-                unfinished.result()
+                with self._room:
+                    self._room.wait(timeout=_ROOM_SECONDS)
+
+    def _refuse(self, task: Task) -> None:
+        task.handle._fail(self._loop.dead())
 
     def _read_pictures(self, task: Task) -> None:
         try:
             for picture in task.compiled.pictures:
+                if task.handle.done:  # cancelled meanwhile
+                    return
                 task.sequence.pictures.append(self._prepare(picture))
         except MdinferError as error:
             task.handle._fail(error)
@@ -407,11 +448,20 @@ class Engine:
     def _cancel(self, handle: RequestHandle) -> None:
         task = self._tasks.get(handle)
         if task is not None:
+            self._readers.discard(task)
             self._loop.cancel(task)
 
     def _forget(self, handle: RequestHandle) -> None:
-        with self._lock:
+        with self._room:
             self._tasks.pop(handle, None)
+            self._room.notify()
+
+
+def _snapshot(picture: Picture) -> Picture:
+    """A copy of a numpy picture, for callers reuse their buffers and it is read later."""
+    if isinstance(picture.source, np.ndarray):
+        return replace(picture, source=picture.source.copy())
+    return picture
 
 
 def _query(

@@ -17,6 +17,8 @@ Messages state the value, the limit and the remedy; they hold no paths of images
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class MdinferError(Exception):
     """Root of the tree above."""
@@ -48,13 +50,19 @@ class ImageError(RequestError):
 
 
 class PromptTooLongError(RequestError):
-    def __init__(self, tokens: int, limit: int, *, param: str | None = None) -> None:
+    """`tokens` is the prompt's length, or a lower bound of it where `counted` is False."""
+
+    def __init__(self, tokens: int, limit: int, *, counted: bool = True, param: str | None = None) -> None:
         super().__init__(
-            f"the prompt is {tokens} tokens long, the context holds {limit} and an answer needs at least one: "
-            "shorten the text, send fewer images, or load the engine with a larger max_context",
+            f"the prompt is {'' if counted else 'at least '}{tokens} tokens long, the context holds {limit} and an "
+            "answer needs at least one: shorten the text, send fewer images, or load the engine with a larger "
+            "max_context",
             param=param,
         )
-        self.tokens, self.limit = tokens, limit
+        self.tokens, self.limit, self.counted = tokens, limit, counted
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), counted=self.counted, param=self.param), (self.tokens, self.limit)
 
 
 class QueueFullError(MdinferError):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import os
+import stat
 import struct
 import threading
 from dataclasses import dataclass
@@ -192,9 +193,13 @@ def _read_file(path: str | os.PathLike[str], param: str) -> bytes:
     if isinstance(path, str) and ("://" in path[:16] or path[:5].lower() == "data:"):
         raise ImageError("a string is taken as a path, found a URL: pass the picture's bytes", param=param)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):  # a pipe would block, a device not end
+            raise ImageError("the path of the image is no regular file: pass its bytes", param=param)
         with open(path, "rb") as file:
             head = file.read(64)
             return head + file.read() if has_known_format(head) else head
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("the image file was not found: check its path", param=param) from error
     except IsADirectoryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mdinfer import demo
 from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
-from mdinfer.memory import available_bytes
+from mdinfer.memory import available_bytes, explained_shortage
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig
 from mdinfer.tokenizer import Tokenizer, find_tokenizer
@@ -35,49 +36,52 @@ class Loaded:
 
 
 def load_model(
-    name: str | Path,
-    options: EngineConfig,
-    *,
-    tokenizer: Path | None = None,
-    config: ModelConfig | None = None,
+    name: str | Path, options: EngineConfig, *, tokenizer: Path | None = None, config: ModelConfig | None = None
 ) -> Loaded:
-    """Load "demo", a directory, a file or a hub id; or, given a `config`, random weights of that size.
+    """Load "demo" (a string: a Path of that name is a directory), a directory, a file or a hub id.
 
-    Raises ConfigError, CheckpointError or TokenizerError.
+    Given a `config`, make random weights of that size instead. Raises ConfigError, CheckpointError or TokenizerError.
     """
     device = resolve_device(options.device)
-    if config is not None or str(name) == demo.NAME:
-        is_demo = config is None
-        config = config or demo.demo_config()
-        model = _allocate(config, "bfloat16", options, device)
-        if is_demo:
-            demo.fill_demo_weights(model.weights())
-        else:
-            random_weights(model.weights(), seed=0)
-        words = Tokenizer.from_json(demo.demo_tokenizer_json(), config.tokenizer, config.text.vocab_size)
-        notice = demo.NOTICE if is_demo else "the weights are random"
-        return Loaded(
-            name=str(name),
-            model=model,
-            tokenizer=words,
-            max_context=options.max_context or config.text.max_context,
-            notice=notice,
-        )
+    if config is not None or name == demo.NAME:
+        return _made_up(str(name), options, device, tokenizer, config)
     checkpoint = find_checkpoint(name, progress=options.progress)
+    config = checkpoint.config
+    build = _builder(config, checkpoint.precision, options, device)
+    checkpoint.check(build("meta").weights())  # sizes that disagree must not be allocated first
     words = find_tokenizer(
-        tokenizer,
-        checkpoint.directory,
-        checkpoint.config.tokenizer,
-        checkpoint.config.text.vocab_size,
-        progress=options.progress,
+        tokenizer, checkpoint.directory, config.tokenizer, config.text.vocab_size, progress=options.progress
     )
-    model = _allocate(checkpoint.config, checkpoint.precision, options, device)
+    model = build(device)
     checkpoint.load_into(model.weights(), progress=options.progress)
     return Loaded(
         name=str(name),
         model=model,
         tokenizer=words,
-        max_context=options.max_context or checkpoint.config.text.max_context,
+        max_context=options.max_context or config.text.max_context,
+    )
+
+
+def _made_up(
+    name: str, options: EngineConfig, device: torch.device, tokenizer: Path | None, config: ModelConfig | None
+) -> Loaded:
+    """The demo, or, given a config, random weights."""
+    is_demo = config is None
+    config = config or demo.demo_config()
+    model = _builder(config, "bfloat16", options, device)(device)
+    if is_demo:
+        demo.fill_demo_weights(model.weights())
+    else:
+        random_weights(model.weights(), seed=0)
+    vocab_size = config.text.vocab_size
+    return Loaded(
+        name=name,
+        model=model,
+        tokenizer=Tokenizer.from_json(demo.demo_tokenizer_json(), config.tokenizer, vocab_size)
+        if tokenizer is None
+        else Tokenizer.from_file(tokenizer, config.tokenizer, vocab_size),
+        max_context=options.max_context or config.text.max_context,
+        notice=demo.NOTICE if is_demo else "the weights are random",
     )
 
 
@@ -94,17 +98,24 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _allocate(config: ModelConfig, precision: str, options: EngineConfig, device: torch.device) -> Moondream:
-    """A model whose weights are unset, in the precisions that the options and the checkpoint come to."""
+def _builder(
+    config: ModelConfig, precision: str, options: EngineConfig, device: torch.device
+) -> Callable[[torch.device | str], Moondream]:
+    """Makes a model with unset weights, in the precisions that options and checkpoint come to, on a given device."""
     dtype = _dtype(config, options, device)
     fp8 = options.experts == "fp8" or (options.experts == "auto" and precision == "fp8" and device.type == "cuda")
-    return Moondream(
-        config,
-        dtype=dtype,
-        expert_dtype=torch.float8_e4m3fn if fp8 else dtype,
-        device=device,
-        max_context=options.max_context,
-    )
+
+    def build(on: torch.device | str) -> Moondream:
+        with explained_shortage("the weights", device, "choose a smaller dtype= or experts=, or another device="):
+            return Moondream(
+                config,
+                dtype=dtype,
+                expert_dtype=torch.float8_e4m3fn if fp8 else dtype,
+                device=on,
+                max_context=1 if on == "meta" else options.max_context,
+            )
+
+    return build
 
 
 def _dtype(config: ModelConfig, options: EngineConfig, device: torch.device) -> torch.dtype:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import torch
+
 from mdinfer.errors import EngineDeadError, MdinferError, RequestCancelledError, RequestFailedError
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler, StepPlan
@@ -121,6 +123,8 @@ class EngineLoop:
             self._tasks[sequence].admit()
         try:
             tokens = self._runner.run(plan)
+        except torch.AcceleratorError:  # the device is lost: no later step can succeed
+            raise
         except Exception as error:
             self._fail(plan, error)
             return
@@ -140,8 +144,9 @@ class EngineLoop:
         self._scheduler.add(task.sequence)
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
+        """End those who are new to the step, for they are the suspects; the others do it over (see Runner.run)."""
         log.error("a step failed", exc_info=error)
-        for sequence in plan.sequences:
+        for sequence in plan.prefill or plan.decode:
             self._end(self._tasks[sequence], RequestFailedError(f"the step failed with {type(error).__name__}"))
 
     def _end(self, task: Task, error: MdinferError) -> None:

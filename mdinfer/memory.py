@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,11 +26,22 @@ def available_bytes(device: torch.device) -> int:
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
         if limit != "max":
-            limits.append(int(limit) - used)
+            limits.append(int(limit) - used + int(stat.get("inactive_file", 0)))  # files read are given back
     except (OSError, ValueError):
         pass
     return max(0, min(limits))
+
+
+@contextmanager
+def explained_shortage(what: str, device: torch.device, remedy: str) -> Iterator[None]:
+    """Turn a failed allocation into a ConfigError that says what is free and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's memory
+        free = format_bytes(available_bytes(device))
+        raise ConfigError(f"{what} cannot be allocated on {device}, where {free} are free: {remedy}") from error
 
 
 def cache_pages(

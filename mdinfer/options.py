@@ -19,7 +19,7 @@ class EngineConfig:
     dtype             "auto" (bfloat16 on CUDA; on a CPU float32 if it fits in half of the free memory,
                       else bfloat16), "float32", "bfloat16"
     experts           "auto" (as the checkpoint has them), "bf16" (unquantised, in `dtype`), "fp8"
-    kv_dtype          "auto" and "bf16": the model's dtype
+    kv_dtype          keys and values in the cache: "auto" (the model's dtype) or "bf16"
     max_batch_size    sequences that run together
     kv_memory         bytes, a size such as "8GiB", or "auto"
     max_context       positions one sequence may take; None: the checkpoint's own limit

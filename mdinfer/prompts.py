@@ -59,6 +59,7 @@ class PromptBuilder:
 
     def spatial_ref(self, ref: tuple[float, ...], coord_id: int, size_id: int) -> PromptBuilder:
         """A point (x, y) as two coordinates, or a box (x_min, y_min, x_max, y_max) as centre and size."""
+        ref = tuple(float(value) for value in ref)
         if len(ref) == 2:
             centre, size = ref, None
         else:

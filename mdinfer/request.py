@@ -1,6 +1,7 @@
 """What a caller asks for: one frozen dataclass a skill, checked when it is made.
 
-Every request samples on its own: nothing in it refers to an engine, so it can be kept, sent again, or queued.
+Every request samples on its own: nothing in it refers to an engine, so it can be kept, sent again, or queued. A
+numpy image is copied when it is submitted; a PIL image must stay as it is until the request has ended.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 from mdinfer.errors import RequestError
 
@@ -42,7 +44,8 @@ class Sampling:
     temperature   0 is greedy; up to 2
     top_p         in (0, 1]: the smallest set of likeliest tokens whose probabilities reach it
     max_tokens    upper bound of generated tokens, a reasoning trace included
-    seed          the same seed and request give the same tokens, whatever else runs; None: a random one
+    seed          the same seed and request draw with the same random numbers, whatever else runs (a batch may add
+                  float numbers in another order, so that near-ties can fall differently); None: a random seed
     stop          up to 4 strings that end the answer; the stop text is not returned
     logprobs      None, or how many likeliest alternatives (0..20) to report beside each chosen token
     """
@@ -51,7 +54,7 @@ class Sampling:
     top_p: float = DEFAULT_TOP_P
     max_tokens: int = DEFAULT_MAX_TOKENS
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,8 +78,8 @@ class Sampling:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        if isinstance(self.stop, str):
-            return (self.stop,)
+        if self.stop is None or isinstance(self.stop, str):
+            return () if self.stop is None else (self.stop,)
         if not isinstance(self.stop, Sequence):
             raise RequestError("stop must be a string or a list of strings", param="stop")
         return tuple(self.stop)
@@ -90,7 +93,7 @@ class Query(Sampling):
     """
 
     question: str
-    image: ImageInput | None = None
+    image: ImageInput | None = field(default=None, repr=False)
     reasoning: bool = False
     spatial_refs: Sequence[SpatialRef] = ()
 
@@ -103,7 +106,7 @@ class Query(Sampling):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption(Sampling):
-    image: ImageInput
+    image: ImageInput = field(repr=False)
     length: Literal["short", "normal", "long"] = "normal"
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ class Caption(Sampling):
 class Detect:
     """Boxes of all objects of a kind; always greedy. `clip` cuts boxes at the picture's edge."""
 
-    image: ImageInput
+    image: ImageInput = field(repr=False)
     object: str
     max_objects: int = 150
     clip: bool = True
@@ -135,7 +138,7 @@ class Detect:
 class Point:
     """Centre points of all objects of a kind; always greedy. spatial_refs are as in Query."""
 
-    image: ImageInput
+    image: ImageInput = field(repr=False)
     object: str
     max_objects: int = 150
     spatial_refs: Sequence[SpatialRef] = ()
@@ -156,7 +159,7 @@ class Chat(Sampling):
     (anything the other requests take) and {"type": "image_url", "image_url": {"url": "data:..."}} parts.
     """
 
-    messages: Sequence[Message]
+    messages: Sequence[Message] = field(repr=False)
     reasoning: bool = False
 
     def __post_init__(self) -> None:
@@ -178,18 +181,18 @@ def shown(value: object) -> str:
 
 
 def check_number(name: str, value: object, least: float, most: float) -> None:
-    """Raise RequestError unless `value` is a finite number (no bool) within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf:
+    """Raise RequestError unless `value` is a finite number (no bool; numpy's are fine) within the bounds."""
+    if not _is_real(value) or value != value or abs(value) == math.inf:
         raise RequestError(f"{name} must be a finite number, found {shown(value)}", param=name)
     if not least <= value <= most:
         raise RequestError(f"{name} is {shown(value)}, it must be from {least} to {most}", param=name)
 
 
 def check_integer(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name} must be an integer, found {shown(value)}", param=name)
-    if not least <= value <= most:
-        raise RequestError(f"{name} is {shown(value)}, it must be from {least} to {most}", param=name)
+    if not least <= int(value) <= most:
+        raise RequestError(f"{name} is {shown(int(value))}, it must be from {least} to {most}", param=name)
 
 
 def check_text(name: str, value: object) -> None:
@@ -215,7 +218,7 @@ def check_spatial_refs(refs: object) -> None:
                 f"spatial_refs[{i}] must be (x, y) or (x_min, y_min, x_max, y_max)", param="spatial_refs"
             )
         for value in ref:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not _is_real(value) or not 0 <= value <= 1:
                 raise RequestError(
                     f"spatial_refs[{i}] holds {shown(value)}, values go from 0 to 1", param="spatial_refs"
                 )
@@ -223,6 +226,11 @@ def check_spatial_refs(refs: object) -> None:
             raise RequestError(
                 f"spatial_refs[{i}] is {tuple(ref)}: its maximum lies below its minimum", param="spatial_refs"
             )
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    """A number of Python's or numpy's, but no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_bool(name: str, value: object) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mdinfer.decode_table import TEXT_STATES, VALUE_STATES, decode_table
-from mdinfer.kernels import AttentionBatch, Sampled, TokenPlaces, sample, uniform
+from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, sample, uniform
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
@@ -37,7 +37,10 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken]:
-        """Advance every sequence of the plan by one token; the results are in the order of `plan.sequences`."""
+        """Advance every sequence of the plan by one token; the results are in the order of `plan.sequences`.
+
+        Where it raises, a decoding sequence is as it was before: the step can be done over without those at fault.
+        """
         self.encode([s for s in plan.prefill if any(not isinstance(p, torch.Tensor) for p in s.pictures)])
         hidden = self.model.text(self._forward_batch(plan), self.cache)
         return self._choose(plan, hidden)
@@ -58,26 +61,30 @@ class Runner:
         if plan.decode:
             slots = self._tensor([s.slot for s in plan.decode])
             parts.append(self.model.embed(self._tokens[slots], self._kinds[slots], self._values[slots], None))
-        counts = [len(s.prompt) for s in plan.prefill] + [1] * len(plan.decode)
-        positions = [np.arange(len(s.prompt)) for s in plan.prefill]
-        positions += [np.array([s.length - 1]) for s in plan.decode]
-        visible = [s.prompt.visible for s in plan.prefill]
-        visible += [np.array([s.length], dtype=np.int32) for s in plan.decode]
-        starts = np.cumsum([0, *counts])
+        starts = np.cumsum([0, *(len(s.prompt) for s in plan.prefill), *(1 for _ in plan.decode)], dtype=np.int32)
+        position, page, slot, visible = self._tensor(self._rows(plan))
         return ForwardBatch(
             x=torch.cat(parts) if len(parts) > 1 else parts[0],
-            places=TokenPlaces.of(
-                self._tensor(np.concatenate(positions)),
-                *self._cache_places(plan.sequences, positions),
-                self.model.text.rope,
-            ),
+            places=TokenPlaces.of(position, page, slot, self.model.text.rope),
             attention=AttentionBatch(
-                starts=self._tensor(starts.astype(np.int32)),
+                starts=self._tensor(starts),
                 pages=self._tensor(_page_table(plan.sequences)),
-                visible=self._tensor(np.concatenate(visible)),
+                visible=visible.to(torch.int32),
             ),
             last=self._tensor(starts[1:] - 1),
         )
+
+    def _rows(self, plan: StepPlan) -> npt.NDArray[np.int64]:
+        """(4, T): position, cache page, slot there, and visible keys of each row; one upload a step."""
+        size = self._page_size
+        parts = []
+        for s in plan.prefill:
+            position = np.arange(len(s.prompt))
+            parts.append(np.stack((position, np.asarray(s.pages)[position // size], position % size, s.prompt.visible)))
+        at = [(s.length - 1, s.pages) for s in plan.decode]
+        if at:
+            parts.append(np.array([(p, pages[p // size], p % size, p + 1) for p, pages in at]).T)
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else np.ascontiguousarray(parts[0])
 
     def _prompt_rows(self, prefill: Seq[Sequence]) -> torch.Tensor:
         images = [p for s in prefill for p in s.pictures if isinstance(p, torch.Tensor)]
@@ -87,13 +94,6 @@ class Runner:
             self._tensor(np.concatenate([s.prompt.values for s in prefill])),
             torch.cat(images) if images else None,
         )
-
-    def _cache_places(
-        self, sequences: Seq[Sequence], positions: list[npt.NDArray[np.int64]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self._page_size
-        pages = [np.asarray(s.pages)[p // size] for s, p in zip(sequences, positions, strict=True)]
-        return self._tensor(np.concatenate(pages)), self._tensor(np.concatenate(positions) % size)
 
     def _choose(self, plan: StepPlan, hidden: torch.Tensor) -> list[SampledToken]:
         sequences = plan.sequences
@@ -108,25 +108,24 @@ class Runner:
             self.model.text.logits(hidden, None if text else CONTROL_IDS),
             self._states[slots],
             self._table,
-            self._tensor(np.array([s.sampling.temperature for s in sequences], dtype=np.float32)),
-            self._tensor(np.array([s.sampling.top_p for s in sequences], dtype=np.float32)),
-            self._uniform(sequences) if drawing else None,
+            self._draws(sequences) if drawing else None,
             max(wanted) if wanted else None,
         )
         values = None
         if any(s.state in VALUE_STATES for s in sequences):
             values = self.model.decode_values(hidden, chosen.kinds)
+        read = _read(sequences, chosen, values)
+        # What the next step starts from changes last: a step that fails before can be done over.
+        self._tokens[slots], self._kinds[slots], self._states[slots] = chosen.tokens, chosen.kinds, chosen.states
+        if values is not None:
             self._values[slots] = values
-        self._tokens[slots], self._kinds[slots], self._states[slots] = (
-            chosen.tokens,
-            chosen.kinds,
-            chosen.states,
-        )
-        return _read(sequences, chosen, values)
+        return read
 
-    def _uniform(self, sequences: Seq[Sequence]) -> torch.Tensor:
-        seeds = self._tensor(np.array([s.sampling.seed for s in sequences], dtype=np.int64))
-        return uniform(seeds, self._tensor([len(s.sampled) for s in sequences]))
+    def _draws(self, sequences: Seq[Sequence]) -> Draws:
+        numbers = [(s.sampling.temperature, s.sampling.top_p) for s in sequences]
+        temperature, top_p = self._tensor(np.array(numbers, dtype=np.float32).T.copy())
+        seeds, steps = self._tensor(np.array([(s.sampling.seed, len(s.sampled)) for s in sequences]).T.copy())
+        return Draws(temperature=temperature, top_p=top_p, uniform=uniform(seeds, steps))
 
     def _tensor(self, values: npt.NDArray[np.generic] | list[int]) -> torch.Tensor:
         array = np.asarray(values)
@@ -141,7 +140,7 @@ def _page_table(sequences: Seq[Sequence]) -> npt.NDArray[np.int32]:
 
 
 def _read(sequences: Seq[Sequence], chosen: Sampled, values: torch.Tensor | None) -> list[SampledToken]:
-    tokens, kinds = chosen.tokens.tolist(), chosen.kinds.tolist()
+    tokens, kinds, sound = torch.stack((chosen.tokens, chosen.kinds, chosen.sound.long())).tolist()
     pairs = values.tolist() if values is not None else [(0.0, 0.0)] * len(tokens)
     logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
     if chosen.top_tokens is not None and chosen.top_logprobs is not None:
@@ -159,6 +158,7 @@ def _read(sequences: Seq[Sequence], chosen: Sampled, values: torch.Tensor | None
                 (pairs[i][0], pairs[i][1]),
                 logprobs[i] if logprobs is not None and wanted is not None else None,
                 tops[i][:wanted] if logprobs is not None and wanted else (),
+                bool(sound[i]),
             )
         )
     return out

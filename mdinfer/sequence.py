@@ -27,13 +27,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A token with the values it carries: a coordinate in `value[0]`, or a size; meaningless for text."""
+    """A token with the values it carries: a coordinate in `value[0]`, or a size; meaningless for text.
+
+    sound is False where the model's numbers were not finite and the token means nothing.
+    """
 
     token: int
     kind: int
     value: tuple[float, float]
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    sound: bool = True
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

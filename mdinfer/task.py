@@ -42,6 +42,8 @@ class Task:
 
     def commit(self, token: SampledToken) -> bool:
         """Take the sequence's next token and tell the handle; True if the request is finished with it."""
+        if not token.sound:
+            raise ArithmeticError("the model's numbers are not finite")
         now = time.perf_counter()
         self.first_token = self.first_token or now
         if token.token == self.eos_id and self.state != State.REASONING:

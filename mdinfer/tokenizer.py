@@ -57,6 +57,7 @@ class Tokenizer:
     def __init__(self, encoder: tokenizers.Tokenizer, token_bytes: tuple[bytes, ...]) -> None:
         self._encoder = encoder
         self._token_bytes = token_bytes
+        self.longest_token = max(map(len, token_bytes))
 
     @classmethod
     def from_file(cls, path: str | Path, tokens: TokenConfig, vocab_size: int) -> Tokenizer:

@@ -93,7 +93,7 @@ def test_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest
     handle.cancel()
     assert_cancelled(handle)  # at once: nobody waits for the picture
     go_on.set()
-    engine._images.submit(lambda: None).result(timeout=SOON)
+    wait_for(lambda: engine._readers._idle == 1, "the reader has finished")
     wait_idle(engine)
     assert engine.submit(SHORT).result(timeout=SOON).finish_reason == "length"
     assert [len(sequence.pictures) for sequence in added] == [0]  # the cancelled one never took a step

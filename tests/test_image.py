@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -372,8 +373,19 @@ def test_a_url_is_no_path() -> None:
         assert url not in message
 
 
-def test_of_a_file_that_is_no_picture_only_the_head_is_read() -> None:
-    assert "none of the formats" in refusal("/dev/zero")
+def test_a_device_is_refused() -> None:
+    assert "no regular file" in refusal("/dev/zero")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "no regular file" in refusal(tmp_path / "pipe")
+
+
+def test_of_a_large_file_that_is_no_picture_only_the_head_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "film").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing
+    assert "none of the formats" in refusal(tmp_path / "film")
 
 
 def test_the_parameter_is_named() -> None:

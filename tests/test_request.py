@@ -41,7 +41,7 @@ def refused(kind: Any, param: str, **values: Any) -> None:
         ("logprobs", [-1, 21, 2**63, 1.0, *[v for v in NO_NUMBER if v is not None]]),
         (
             "stop",
-            ["", "x" * 65, 5, None, ["a", ""], ["a", 5], ["a", None], b"ab", ["a"] * 5, [["a"]], {"a": 1}, {"a"}],
+            ["", "x" * 65, 5, ["a", ""], ["a", 5], ["a", None], b"ab", ["a"] * 5, [["a"]], {"a": 1}, {"a"}],
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -179,3 +179,21 @@ def test_requests_are_frozen_and_take_keywords_only() -> None:
     with pytest.raises(TypeError):
         Query("x")  # type: ignore[call-arg,arg-type]
     assert Query(question="x") == Query(question="x")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    request = Query(
+        question="a",
+        temperature=np.float32(0.5),
+        max_tokens=np.int64(5),
+        seed=np.uint64(2**63),
+        spatial_refs=[tuple(np.array([0.25, 0.5], dtype=np.float32))],
+        stop=None,
+    )
+    assert request.stop_strings == ()
+    with pytest.raises(RequestError):
+        Query(question="a", temperature=np.bool_(True))  # type: ignore[arg-type]
+
+
+def test_a_picture_does_not_flood_a_repr() -> None:
+    assert len(repr(Query(question="a", image=bytes(10_000)))) < 300

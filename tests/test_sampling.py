@@ -9,7 +9,7 @@ import torch
 
 from mdinfer.config import TokenConfig
 from mdinfer.decode_table import State, decode_table
-from mdinfer.kernels import DecodeTable, nucleus, sample
+from mdinfer.kernels import DecodeTable, Draws, nucleus, sample
 from mdinfer.kernels.sample import CONTROL_IDS
 from tests.golden_data import sampling_data
 
@@ -52,9 +52,11 @@ def test_draws_take_each_kept_token_for_its_share_of_the_unit_interval(case: Any
         logits.repeat(count, 1),
         torch.full((count,), int(State.ANSWER)),
         free,
-        torch.full((count,), case["temperature"]),
-        torch.full((count,), case["top_p"]),
-        torch.arange(count) / count,
+        Draws(
+            temperature=torch.full((count,), case["temperature"]),
+            top_p=torch.full((count,), case["top_p"]),
+            uniform=torch.arange(count) / count,
+        ),
     )
     seen = torch.bincount(found.tokens, minlength=len(logits))
     assert (seen - distribution * count).abs().max().item() <= 1.01

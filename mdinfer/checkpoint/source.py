@@ -5,6 +5,7 @@ Only headers are read here; the weights' bytes are `load.py`'s.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,10 @@ class Checkpoint:
     nbytes: int
     tensors: tuple[Stored, ...] = field(repr=False)
 
+    def check(self, targets: Mapping[str, torch.Tensor]) -> None:
+        """As `load_into` checks before it copies; targets may be on the meta device."""
+        plan(self.tensors, targets)
+
     def load_into(self, targets: Mapping[str, torch.Tensor], *, progress: bool = True) -> None:
         """Fill every parameter in place, on whatever device it is.
 
@@ -76,10 +81,14 @@ def find_checkpoint(model: str | Path, *, progress: bool = True) -> Checkpoint:
 
     Raises CheckpointError if there is nothing or it is damaged, ConfigError if config.json is bad.
     """
-    given = Path(model).expanduser()
-    if given.is_dir():
+    try:
+        given = Path(model).expanduser()
+        is_directory, is_file = given.is_dir(), given.is_file()
+    except (OSError, RuntimeError, ValueError, TypeError) as error:  # too long, no such home, a NUL, no path at all
+        raise CheckpointError(f"{str(model)[:60]!r} is no path that can be looked at ({error})") from error
+    if is_directory:
         path = weights_in(given)
-    elif given.is_file():
+    elif is_file:
         path = given
     elif _REPO.fullmatch(str(model)) and not isinstance(model, Path):
         path = _downloaded(str(model), progress=progress)
@@ -105,6 +114,8 @@ def find_checkpoint(model: str | Path, *, progress: bool = True) -> Checkpoint:
 
 def weights_in(directory: Path) -> Path:
     """The weights of a directory: the first there is of `_LOOKED_FOR`. Raises CheckpointError."""
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise CheckpointError(f"{directory} cannot be read: check its permissions")
     for name in (_INDEX, "model.safetensors"):
         if (directory / name).is_file():
             return directory / name

@@ -5,6 +5,7 @@ A skill is data and small pure functions; the engine drives them, the scheduler 
 
 from __future__ import annotations
 
+from mdinfer.errors import RequestError
 from mdinfer.request import Caption, Chat, Detect, Point, Query, Request
 from mdinfer.skills import caption, chat, detect, point, query
 from mdinfer.skills.compiled import Compiled, Context
@@ -25,4 +26,4 @@ def compile_request(request: Request, context: Context) -> Compiled:
             return point.compile_point(request, context)
         case Chat():
             return chat.compile_chat(request, context)
-    raise TypeError(f"not a request: {type(request).__name__}")
+    raise RequestError(f"a request is a Query, Caption, Detect, Point or Chat, found {type(request).__name__}")

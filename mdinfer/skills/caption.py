@@ -20,6 +20,6 @@ def compile_caption(request: Caption, context: Context) -> Compiled:
         pictures=(Picture(source=request.image),),
         state=State.ANSWER,
         sampling=sampling_params(request),
-        max_tokens=request.max_tokens,
+        max_tokens=int(request.max_tokens),
         output=TextOutput.of(request, context, reasoning=False),
     )

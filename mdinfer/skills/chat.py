@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdinfer.decode_table import State
-from mdinfer.errors import RequestError
+from mdinfer.errors import PromptTooLongError, RequestError
 from mdinfer.request import Chat, check_text
 from mdinfer.skills.compiled import Compiled, Context, Picture, sampling_params
 from mdinfer.skills.query import opener
@@ -28,23 +28,27 @@ class _Turn:
 
 def compile_chat(request: Chat, context: Context) -> Compiled:
     tokens = context.config.tokenizer
+    if len(request.messages) > context.max_context:
+        raise PromptTooLongError(len(request.messages), context.max_context, counted=False, param="messages")
     turns = _turns(request.messages)
+    pictures = sum(len(turn.pictures) for turn in turns)
+    context.check_length(sum(len(t.text) for t in turns), pictures * context.config.vision.positions)
     prompt = context.prompt()
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
-            prompt.text(context.tokenizer.encode(turn.text))
+            prompt.text(context.encode(turn.text))
             continue
         for _ in turn.pictures:
             prompt.image()
         last = i == len(turns) - 1
-        prompt.text(tokens.templates.query.prefix).text(context.tokenizer.encode(turn.text))
+        prompt.text(tokens.templates.query.prefix).text(context.encode(turn.text))
         prompt.text(opener(tokens, request.reasoning and last))
     return Compiled(
         prompt=prompt.build(),
         pictures=tuple(picture for turn in turns for picture in turn.pictures),
         state=State.REASONING if request.reasoning else State.ANSWER,
         sampling=sampling_params(request),
-        max_tokens=request.max_tokens,
+        max_tokens=int(request.max_tokens),
         output=TextOutput.of(request, context, reasoning=request.reasoning),
     )
 

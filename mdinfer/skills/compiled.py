@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mdinfer.config import ModelConfig
 from mdinfer.decode_table import State
+from mdinfer.errors import PromptTooLongError
 from mdinfer.prompts import Prompt, PromptBuilder
 from mdinfer.request import ImageInput, Sampling
 from mdinfer.result import Event
@@ -48,6 +49,18 @@ class Picture:
 class Context:
     config: ModelConfig
     tokenizer: Tokenizer
+    max_context: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text. Raises PromptTooLongError before the work where no tokenising could make it fit."""
+        self.check_length(len(text))
+        return self.tokenizer.encode(text)
+
+    def check_length(self, characters: int, tokens: int = 0) -> None:
+        """Raise PromptTooLongError if that many characters, and tokens beside them, cannot fit however cut."""
+        least = tokens + characters // self.tokenizer.longest_token
+        if least >= self.max_context:
+            raise PromptTooLongError(least, self.max_context, counted=False)
 
     def prompt(self) -> PromptBuilder:
         return PromptBuilder(self.config.tokenizer.bos_id, self.config.vision.positions)
@@ -67,7 +80,7 @@ class Compiled:
 
 def sampling_params(request: Sampling) -> SamplingParams:
     """The request's own, with a seed drawn where it has none; seeds wrap to 64 bits."""
-    seed = secrets.randbits(63) if request.seed is None else request.seed
+    seed = secrets.randbits(63) if request.seed is None else int(request.seed)
     seed &= (1 << 64) - 1
     return SamplingParams(
         temperature=float(request.temperature),

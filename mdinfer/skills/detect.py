@@ -15,13 +15,13 @@ TOKENS_PER_BOX = 3
 
 def compile_detect(request: Detect, context: Context) -> Compiled:
     template = context.config.tokenizer.templates.detect
-    ids = [*template.prefix, *context.tokenizer.encode(" " + request.object), *template.suffix]
+    ids = [*template.prefix, *context.encode(" " + request.object), *template.suffix]
     return Compiled(
         prompt=context.prompt().image().text(ids).build(),
         pictures=(Picture(source=request.image),),
         state=State.DETECT_X,
         sampling=SamplingParams(),
-        max_tokens=TOKENS_PER_BOX * request.max_objects,
+        max_tokens=TOKENS_PER_BOX * int(request.max_objects),
         output=BoxOutput(clip=request.clip),
     )
 

@@ -19,13 +19,13 @@ def compile_point(request: Point, context: Context) -> Compiled:
     prompt = context.prompt().image().text(template.prefix)
     for ref in request.spatial_refs:
         prompt.spatial_ref(tuple(ref), tokens.coord_id, tokens.size_id)
-    prompt.text(context.tokenizer.encode(" " + request.object)).text(template.suffix)
+    prompt.text(context.encode(" " + request.object)).text(template.suffix)
     return Compiled(
         prompt=prompt.build(),
         pictures=(Picture(source=request.image),),
         state=State.POINT_X,
         sampling=SamplingParams(),
-        max_tokens=TOKENS_PER_POINT * request.max_objects,
+        max_tokens=TOKENS_PER_POINT * int(request.max_objects),
         output=PointOutput(),
     )
 

@@ -17,13 +17,13 @@ def compile_query(request: Query, context: Context) -> Compiled:
     prompt.text(tokens.templates.query.prefix)
     for ref in request.spatial_refs:
         prompt.spatial_ref(tuple(ref), tokens.coord_id, tokens.size_id)
-    prompt.text(context.tokenizer.encode(request.question)).text(opener(tokens, request.reasoning))
+    prompt.text(context.encode(request.question)).text(opener(tokens, request.reasoning))
     return Compiled(
         prompt=prompt.build(),
         pictures=() if request.image is None else (Picture(source=request.image),),
         state=State.REASONING if request.reasoning else State.ANSWER,
         sampling=sampling_params(request),
-        max_tokens=request.max_tokens,
+        max_tokens=int(request.max_tokens),
         output=TextOutput.of(request, context, reasoning=request.reasoning),
     )
 

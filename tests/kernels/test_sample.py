@@ -10,7 +10,7 @@ import torch
 
 from mdinfer.config import TokenConfig
 from mdinfer.decode_table import State, decode_table
-from mdinfer.kernels import DecodeTable, Sampled, TokenKind, nucleus, sample, uniform
+from mdinfer.kernels import DecodeTable, Draws, Sampled, TokenKind, nucleus, sample, uniform
 from tests.kernels.compare import randn
 
 TABLE = decode_table(TokenConfig())
@@ -39,9 +39,7 @@ def choose(
         logits.clone(),  # for it is overwritten
         torch.tensor([int(s) for s in states]),
         table,
-        column(temperature),
-        column(top_p),
-        None if u is None else column(u),
+        None if u is None else Draws(temperature=column(temperature), top_p=column(top_p), uniform=column(u)),
         logprobs,
     )
 
@@ -162,7 +160,7 @@ def test_draws_follow_the_nucleus(size: int, temperature: float, top_p: float) -
         assert sum((s - e) ** 2 / e for s, e in cells) < quantile(len(cells) - 1)
 
 
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
 def test_the_ends_of_the_unit_interval_are_the_ends_of_the_nucleus(top_p: float) -> None:
     row = randn(1, V, scale=2.0)
     kept = nucleus(row.index_fill(1, torch.tensor([3]), float("-inf")), torch.tensor([top_p]))[0]
@@ -170,6 +168,12 @@ def test_the_ends_of_the_unit_interval_are_the_ends_of_the_nucleus(top_p: float)
     last = choose(row, State.ANSWER, temperature=1.0, top_p=top_p, u=LAST).tokens.item()
     assert first == int(kept.argmax())
     assert kept[int(last)] == kept[kept > 0].min()
+
+
+def test_without_a_nucleus_ids_are_laid_out_as_they_come() -> None:
+    row = randn(1, V)
+    ends = [choose(row, State.ANSWER, temperature=1.0, top_p=1.0, u=u).tokens.item() for u in (0.0, LAST)]
+    assert ends == [0, V - 1]
 
 
 @pytest.mark.parametrize("size", [300, V])
@@ -209,9 +213,7 @@ def test_greedy_rows_beside_drawn_ones() -> None:
         rows.clone(),
         torch.zeros(6, dtype=torch.int64),
         TABLE,
-        torch.tensor(temperatures),
-        torch.ones(6),
-        torch.full((6,), LAST),
+        Draws(temperature=torch.tensor(temperatures), top_p=torch.ones(6), uniform=torch.full((6,), LAST)),
     )
     greedy = choose(rows, State.ANSWER).tokens
     assert torch.equal(found.tokens[::2], greedy[::2])
@@ -259,3 +261,14 @@ def test_no_alternatives_asked_for_still_gives_the_logprob() -> None:
     assert found.top_tokens is not None
     assert found.top_tokens.shape == (1, 0)
     assert found.logprobs.item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_no_number_is_reported_and_harms_no_other(temperature: float) -> None:
+    rows = randn(4, V)
+    rows[1] = float("nan")
+    rows[2, 100] = float("inf")
+    found = choose(rows, State.ANSWER, temperature=temperature, top_p=0.9, u=0.5)
+    assert found.sound.tolist() == [True, False, False, True]
+    alone = choose(rows[[0, 3]], State.ANSWER, temperature=temperature, top_p=0.9, u=0.5)
+    assert torch.equal(found.tokens[[0, 3]], alone.tokens)

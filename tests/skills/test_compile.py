@@ -9,6 +9,7 @@ import pytest
 import mdinfer
 from mdinfer import Caption, Chat, Detect, Point, Query
 from mdinfer.decode_table import State
+from mdinfer.errors import RequestError
 from mdinfer.kernels import TokenKind
 from mdinfer.skills import Compiled, Context, compile_request
 
@@ -106,5 +107,5 @@ def test_sampling_is_passed_on(context: Context) -> None:
 
 
 def test_what_is_no_request(context: Context) -> None:
-    with pytest.raises(TypeError, match="not a request: str"):
+    with pytest.raises(RequestError, match="found str"):
         compile_request("hello", context)  # type: ignore[arg-type]
