@@ -107,8 +107,8 @@ def _pages(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
 def _attend_one(q_HK: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int) -> torch.Tensor:
     """(H, K) for one query over pages (n, H, L, K), each page and head one small product.
 
-    Scores are float32. Keys are read where they lie: in bfloat16 1.4 to 10 times as fast as torch 2.13's fused
-    attention on a CPU with 12 to 32 heads and 200 to 800 keys, in float32 about equal.
+    All of it is float32. Pages are read where they lie: with bfloat16 keys 1.3 to 6 times as fast as torch 2.13's
+    fused attention on a CPU with 12 to 32 heads and 200 to 800 keys, with float32 keys about equal.
     """
     n, H, L, K = k.shape
     full, rest = divmod(length, L)
@@ -119,8 +119,8 @@ def _attend_one(q_HK: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: in
         tail = torch.bmm(weights[:, None, full * L :], v[full, :, :rest].float())[:, 0]
         if not full:
             return tail.to(q_HK.dtype)
-    w = weights[:, : full * L].view(H, full, L).transpose(0, 1).to(v.dtype).reshape(full * H, 1, L)
-    out = torch.bmm(w, v[:full].reshape(full * H, L, K)).view(full, H, K).sum(dim=0, dtype=torch.float32)
+    w = weights[:, : full * L].view(H, full, L).transpose(0, 1).reshape(full * H, 1, L)
+    out = torch.bmm(w, v[:full].reshape(full * H, L, K).float()).view(full, H, K).sum(dim=0)
     return (out + tail if rest else out).to(q_HK.dtype)
 
 

@@ -67,17 +67,15 @@ def qkv_epilogue(
     T, X = qkv_TX.shape
     H, K = k_cache.shape[1], k_cache.shape[3]
     assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
+    tau = torch.ones(T, 3, H, dtype=torch.float32, device=qkv_TX.device)  # of q, k (which has none) and v
     token = torch.tanh(linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
     position = torch.sigmoid(tau_alpha * places.log[:, None]).add_(0.5)
-    tau = token.add_(position[:, None]).unsqueeze(-1)
-    parts = qkv_TX.view(T, 3, H, K)
-    rotated = torch.empty(T, 2, H, K, dtype=torch.float32, device=qkv_TX.device)
-    torch.mul(parts[:, 0], tau[:, 0], out=rotated[:, 0])
-    rotated[:, 1] = parts[:, 1]
-    _rotate(rotated, places.rope)
-    k_cache[places.page, :, places.slot] = rotated[:, 1].to(k_cache.dtype)
-    v_cache[places.page, :, places.slot] = (parts[:, 2] * tau[:, 1]).to(v_cache.dtype)
-    return rotated[:, 0].to(qkv_TX.dtype)
+    torch.add(token, position[:, None], out=tau[:, ::2])
+    scaled = qkv_TX.view(T, 3, H, K) * tau.unsqueeze(-1)
+    _rotate(scaled[:, :2], places.rope)
+    k_cache[places.page, :, places.slot] = scaled[:, 1].to(k_cache.dtype)
+    v_cache[places.page, :, places.slot] = scaled[:, 2].to(v_cache.dtype)
+    return scaled[:, 0].to(qkv_TX.dtype)
 
 
 def _rotate(x_T2HK: torch.Tensor, angles: torch.Tensor) -> None:
@@ -85,6 +83,6 @@ def _rotate(x_T2HK: torch.Tensor, angles: torch.Tensor) -> None:
     quarter = angles.shape[-1]
     cos, sin = angles[:, 0, None, None, :], angles[:, 1, None, None, :]
     first, second = x_T2HK[..., :quarter], x_T2HK[..., quarter : 2 * quarter]
-    turned = first * sin + second * cos
-    first.mul_(cos).sub_(second * sin)
+    turned = torch.addcmul(second * cos, first, sin)
+    first.mul_(cos).addcmul_(second, sin, value=-1)
     second.copy_(turned)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mdinfer.decode_table import TEXT_STATES, VALUE_STATES, decode_table
-from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, sample, uniform
+from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, input_embeddings, sample, uniform
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
@@ -30,9 +30,8 @@ class Runner:
         table = decode_table(model.config.tokenizer)
         self.follows: list[list[int]] = table.follows.tolist()
         self._table = table.to(self.device)
-        self._tokens = torch.zeros(max_batch_size, dtype=torch.int64, device=self.device)
-        self._kinds = torch.zeros(max_batch_size, dtype=torch.int64, device=self.device)
-        self._states = torch.zeros(max_batch_size, dtype=torch.int64, device=self.device)
+        # By batch slot: the token of the next step, its TokenKind, the decoding state; and the value it carries.
+        self._next = torch.zeros(3, max_batch_size, dtype=torch.int64, device=self.device)
         self._values = torch.zeros(max_batch_size, 2, device=self.device)
 
     @torch.inference_mode()
@@ -60,7 +59,12 @@ class Runner:
         parts = [self._prompt_rows(plan.prefill)] if plan.prefill else []
         if plan.decode:
             slots = self._tensor([s.slot for s in plan.decode])
-            parts.append(self.model.embed(self._tokens[slots], self._kinds[slots], self._values[slots], None))
+            tokens, kinds, _ = self._next[:, slots]
+            if any(s.state in VALUE_STATES for s in plan.decode):
+                rows = self.model.embed(tokens, kinds, self._values[slots], None)
+            else:
+                rows = input_embeddings(self.model.text.wte, tokens)
+            parts.append(rows)
         starts = np.cumsum([0, *(len(s.prompt) for s in plan.prefill), *(1 for _ in plan.decode)], dtype=np.int32)
         position, page, slot, visible = self._tensor(self._rows(plan))
         return ForwardBatch(
@@ -100,13 +104,13 @@ class Runner:
         slots = self._tensor([s.slot for s in sequences])
         if plan.prefill:
             fresh = slots[: len(plan.prefill)]
-            self._states[fresh] = self._tensor([int(s.state) for s in plan.prefill])
+            self._next[2, fresh] = self._tensor([int(s.state) for s in plan.prefill])
         text = any(s.state in TEXT_STATES for s in sequences)
         drawing = any(s.sampling.temperature > 0 for s in sequences)
         wanted = [s.sampling.logprobs for s in sequences if s.sampling.logprobs is not None]
         chosen = sample(
             self.model.text.logits(hidden, None if text else CONTROL_IDS),
-            self._states[slots],
+            self._next[2, slots],
             self._table,
             self._draws(sequences) if drawing else None,
             max(wanted) if wanted else None,
@@ -114,9 +118,10 @@ class Runner:
         values = None
         if any(s.state in VALUE_STATES for s in sequences):
             values = self.model.decode_values(hidden, chosen.kinds)
-        read = _read(sequences, chosen, values)
+        following = torch.stack((chosen.tokens, chosen.kinds, chosen.states, chosen.sound.long()))
+        read = _read(sequences, following, chosen, values)
         # What the next step starts from changes last: a step that fails before can be done over.
-        self._tokens[slots], self._kinds[slots], self._states[slots] = chosen.tokens, chosen.kinds, chosen.states
+        self._next[:, slots] = following[:3]
         if values is not None:
             self._values[slots] = values
         return read
@@ -139,8 +144,10 @@ def _page_table(sequences: Seq[Sequence]) -> npt.NDArray[np.int32]:
     return table
 
 
-def _read(sequences: Seq[Sequence], chosen: Sampled, values: torch.Tensor | None) -> list[SampledToken]:
-    tokens, kinds, sound = torch.stack((chosen.tokens, chosen.kinds, chosen.sound.long())).tolist()
+def _read(
+    sequences: Seq[Sequence], following: torch.Tensor, chosen: Sampled, values: torch.Tensor | None
+) -> list[SampledToken]:
+    tokens, kinds, _, sound = following.tolist()
     pairs = values.tolist() if values is not None else [(0.0, 0.0)] * len(tokens)
     logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
     if chosen.top_tokens is not None and chosen.top_logprobs is not None:
