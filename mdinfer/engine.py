@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from mdinfer.data_url import decode_data_url
-from mdinfer.decode_table import State
 from mdinfer.encoded_image import EncodedImage
 from mdinfer.errors import (
     ConfigError,
@@ -39,13 +38,11 @@ from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
-from mdinfer.prompts import PromptBuilder
 from mdinfer.reader_pool import ReaderPool
 from mdinfer.request import Caption, Chat, Detect, ImageInput, Message, Point, Query, Request
 from mdinfer.result import Event, Result
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
-from mdinfer.sequence import SamplingParams
 from mdinfer.sequence import Sequence as RunningSequence
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
@@ -285,17 +282,7 @@ class Engine:
             return replace(image, _features=self._encoded_features(image, "image"))
         crops = self._prepare(Picture(source=image))
         assert isinstance(crops, Crops)
-        prompt = PromptBuilder(self.config.tokenizer.bos_id, self.config.vision.positions).image().build()
-        work = RunningSequence(
-            prompt=prompt,
-            state=State.ANSWER,
-            sampling=SamplingParams(),
-            max_positions=len(prompt),
-            pictures=[crops],
-        )
-        self._loop.encode(work).result()
-        features = work.pictures[0]
-        assert isinstance(features, torch.Tensor)
+        features = self._loop.encode(crops).result()
         return EncodedImage(width=crops.width, height=crops.height, digest=crops.digest, _features=features)
 
     async def aencode_image(self, image: ImageInput) -> EncodedImage:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 import torch
 
 from mdinfer.errors import EngineDeadError, MdinferError, RequestCancelledError, RequestFailedError
+from mdinfer.image import Crops
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler, StepPlan
 from mdinfer.sequence import Sequence
@@ -44,18 +45,18 @@ class EngineLoop:
     def cancel(self, task: Task) -> None:
         self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task.handle._fail)
 
-    def encode(self, sequence: Sequence) -> Future[None]:
-        """Run the vision tower for a sequence's pictures, between two steps."""
-        done: Future[None] = Future()
+    def encode(self, picture: Crops) -> Future[torch.Tensor]:
+        """Features of a picture, made between two steps."""
+        done: Future[torch.Tensor] = Future()
 
         def work() -> None:
             try:
-                self._runner.encode([sequence])
+                [features] = self._runner.encode([picture])
             except Exception as error:
                 log.exception("encoding a picture failed")
                 done.set_exception(RequestFailedError(f"encoding the picture failed: {type(error).__name__}"))
             else:
-                done.set_result(None)
+                done.set_result(features)
 
         self._send(work, done.set_exception)
         return done

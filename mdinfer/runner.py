@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mdinfer.decode_table import TEXT_STATES, VALUE_STATES, decode_table
+from mdinfer.image import Crops
 from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, input_embeddings, sample, uniform
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
@@ -40,20 +41,20 @@ class Runner:
 
         Where it raises, a decoding sequence is as it was before: the step can be done over without those at fault.
         """
-        self.encode([s for s in plan.prefill if any(not isinstance(p, torch.Tensor) for p in s.pictures)])
+        fresh = [(s, i, p) for s in plan.prefill for i, p in enumerate(s.pictures) if not isinstance(p, torch.Tensor)]
+        for (s, i, _), rows in zip(fresh, self.encode([p for _, _, p in fresh]), strict=True):
+            s.pictures[i] = rows
         hidden = self.model.text(self._forward_batch(plan), self.cache)
         return self._choose(plan, hidden)
 
     @torch.inference_mode()
-    def encode(self, sequences: Seq[Sequence]) -> None:
-        """Turn the sequences' crops into features, in place; all crops go through the tower together."""
-        places = [(s, i, p) for s in sequences for i, p in enumerate(s.pictures) if not isinstance(p, torch.Tensor)]
-        if not places:
-            return
-        crops = torch.from_numpy(np.concatenate([p.pixels for _, _, p in places])).to(self.device)
-        features = self.model.vision(crops, [p.tiling for _, _, p in places], self._vision_crops)
-        for (sequence, i, _), rows in zip(places, features, strict=True):
-            sequence.pictures[i] = rows
+    def encode(self, pictures: Seq[Crops]) -> list[torch.Tensor]:
+        """Features (positions, D) of each picture; all crops go through the tower together."""
+        if not pictures:
+            return []
+        crops = torch.from_numpy(np.concatenate([p.pixels for p in pictures])).to(self.device)
+        features: list[torch.Tensor] = self.model.vision(crops, [p.tiling for p in pictures], self._vision_crops)
+        return features
 
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
         parts = [self._prompt_rows(plan.prefill)] if plan.prefill else []

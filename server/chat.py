@@ -18,7 +18,7 @@ from mdinfer.server.answers import grounding
 from mdinfer.server.body import read_object
 from mdinfer.server.errors import json_response
 from mdinfer.server.exchange import finished
-from mdinfer.server.messages import check_messages
+from mdinfer.server.messages import check_count, check_messages
 from mdinfer.server.schema import ChatBody, check_unsupported, log_unknown, parse
 from mdinfer.server.service import service_of
 from mdinfer.server.settings import Settings
@@ -30,8 +30,9 @@ LEAST_LOGPROB = -9999.0
 async def chat_completions(http: Request) -> Response:
     service = service_of(http)
     _ = service.engine  # refuse before the body is read while there is no engine
-    fields = await read_object(http, service.settings)
+    fields = await read_object(http, service.settings, bulk="messages")
     check_unsupported(fields)
+    check_count(fields.get("messages"))
     body = parse(ChatBody, fields)
     log_unknown(ChatBody, fields)
     model = service.check_model(body.model)

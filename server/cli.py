@@ -7,13 +7,12 @@ what it needs when it runs.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from mdinfer import __version__
 from mdinfer.errors import ConfigError, MdinferError, RequestError
-from mdinfer.server.commands import chat, doctor, serve, skills
+from mdinfer.server.commands import chat, doctor, interrupt, serve, skills, streams
 
 EPILOG = """\
 examples:
@@ -30,19 +29,32 @@ exit status: 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status. argparse's own exits (--help, a typo) raise SystemExit."""
-    args = _parser().parse_args(argv)
+    streams.prepare()
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
+        return _run(argv)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone; let the interpreter's last flush succeed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return interrupt.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, and knows it
+        return 1
+    except OSError as error:  # nearly always the output, such as to a full disk
+        streams.tell(f"mdinfer: error: {error.filename or 'output'}: {error.strerror or error}")
         return 1
     except MdinferError as error:
-        print(f"mdinfer: error: {error}", file=sys.stderr)
+        streams.tell(f"mdinfer: error: {error}")
         return 2 if isinstance(error, RequestError | ConfigError) else 1
+    finally:
+        streams.settle()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+        status: int = args.run(args)
+    except SystemExit:
+        sys.stdout.flush()  # the help text, which may be what cannot be written
+        raise
+    sys.stdout.flush()
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

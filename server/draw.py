@@ -30,7 +30,7 @@ def draw_places(image: bytes, places: Sequence[Box | XY], path: str) -> None:
     try:
         picture.save(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "the suffix must be that of an image format, such as .png"
+        reason = getattr(error, "strerror", None) or "its format cannot hold this picture, .png can"
         raise RequestError(f"{path} cannot be written: {reason}", param="draw") from None
 
 

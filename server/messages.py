@@ -12,6 +12,21 @@ from typing import Any
 from mdinfer.request import check_text
 from mdinfer.server.errors import bad_request
 
+MAX_MESSAGES = 4096
+MAX_PARTS = 4096
+
+
+def check_count(messages: object) -> None:
+    """Raises ApiError 400 for more than any model can read, before something is built of each. Ignores types."""
+    if not isinstance(messages, list):
+        return
+    if len(messages) > MAX_MESSAGES:
+        raise bad_request(f"messages has {len(messages)} entries, at most {MAX_MESSAGES} are allowed", "messages")
+    contents = (message.get("content") for message in messages if isinstance(message, dict))
+    parts = sum(len(content) for content in contents if isinstance(content, list))
+    if parts > MAX_PARTS:
+        raise bad_request(f"messages hold {parts} content parts, at most {MAX_PARTS} are allowed", "messages")
+
 
 def check_messages(messages: Sequence[Mapping[str, Any]], max_images: int) -> None:
     """Raises ApiError 400 that names the part at fault, such as messages.0.content.1.image_url."""

@@ -84,11 +84,11 @@ class SkillSettings(msgspec.Struct, kw_only=True, frozen=True):
     max_objects: int | None = None
 
     def __post_init__(self) -> None:
+        check_optional("settings.max_tokens", self.max_tokens, 1, MAX_TOKENS)
         try:
             Sampling(**self.sampling())
         except RequestError as error:
             raise bad_request(f"settings.{error}", f"settings.{error.param}") from None
-        check_optional("settings.max_tokens", self.max_tokens, 1, MAX_TOKENS)
         check_optional("settings.max_objects", self.max_objects, 1, MAX_OBJECTS)
 
     def sampling(self) -> dict[str, Any]:
@@ -135,6 +135,7 @@ def parse(kind: type[T], fields: dict[str, Any]) -> T:
 
 _MISMATCH = re.compile(r"Expected `(?P<expected>.+?)`, got `(?P<found>.+?)`(?: - at `\$\.?(?P<path>.*)`)?$")
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+?)`(?: - at `\$\.?(?P<path>.*)`)?$")
+_OTHER = re.compile(r"(?P<reason>.+?) - at `\$\.?(?P<path>.+)`$")  # such as a number that no float can hold
 _NAMES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "a list"}
 _NAMES |= {"object": "an object", "null": "null"}
 
@@ -150,6 +151,9 @@ def _field_error(text: str, cause: BaseException | None) -> Exception:
         expected = " or ".join(_NAMES.get(name, name) for name in mismatch["expected"].split(" | "))
         found = _NAMES.get(mismatch["found"], mismatch["found"])
         return bad_request(f"{param or 'the body'} must be {expected}, found {found}", param or None)
+    if other := _OTHER.match(text):
+        param = _param(other["path"])
+        return bad_request(f"{param}: {other['reason'].lower()}", param)
     return bad_request("a field of the body has a wrong type")
 
 

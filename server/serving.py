@@ -17,7 +17,7 @@ import uvicorn
 from mdinfer import __version__
 from mdinfer.errors import ConfigError, MdinferError
 from mdinfer.server.app import create_app
-from mdinfer.server.commands import loading
+from mdinfer.server.commands import loading, streams
 from mdinfer.server.connection import Connection
 from mdinfer.server.protocols import ServingEngine
 from mdinfer.server.service import Service, log_load_failure
@@ -41,7 +41,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     def load() -> ServingEngine:
         engine = loading.load_engine(model, **options)
         engine.warm_up()
-        print(_banner(engine, model, settings, url), flush=True)
+        streams.tell(_banner(engine, model, settings, url), sys.stdout)
         return engine
 
     def stop(error: BaseException) -> None:
@@ -52,7 +52,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     service: Service = app.state.service
     service.on_load_failure = stop
     server = Server(uvicorn_config(app, settings), service)
-    print(f"mdinfer: listening on {url}, loading {model} ...", file=sys.stderr, flush=True)
+    streams.tell(f"mdinfer: listening on {url}, loading {model} ...")
     server.run(sockets=[listener])
     if failures:
         return _report(failures[0])
@@ -111,14 +111,23 @@ def listen(settings: Settings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _unbound(settings, error.strerror or str(error)) from None
+    except ValueError:  # UnicodeError, from the encoding of international names
+        raise _unbound(settings, "it is no host name") from None
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(2048)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{settings.host}:{settings.port} cannot be bound: {reason}") from None
-    listener.listen(2048)
+        listener.close()
+        raise _unbound(settings, error.strerror or str(error)) from None
     listener.setblocking(False)
     return listener
+
+
+def _unbound(settings: Settings, reason: str) -> ConfigError:
+    return ConfigError(f"{settings.host}:{settings.port} cannot be bound: {reason}")
 
 
 def url_of(settings: Settings, listener: socket.socket) -> str:
@@ -159,13 +168,12 @@ def _log_to_stderr(level: str) -> None:
 
 def _report(error: BaseException) -> int:
     if isinstance(error, MdinferError):
-        print(f"mdinfer: error: {error}", file=sys.stderr)
+        streams.tell(f"mdinfer: error: {error}")
     else:
         log_load_failure(error)
     return 2 if isinstance(error, ConfigError) else 1
 
 
 def _end_now(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.settle()
     os._exit(status)

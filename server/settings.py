@@ -50,10 +50,12 @@ class Settings:
                 raise ConfigError("an API key must be one or more visible ASCII characters without spaces")
         if not self.model_names or not all(self.model_names):
             raise ConfigError("the server needs at least one model name, and none may be empty")
+        if not all(name.isprintable() for name in self.model_names):
+            raise ConfigError("a model name must be printable Unicode")
         for name in ("max_body_bytes", "max_images", "body_timeout", "drain_timeout", "ping_interval"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}, it must be above 0")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}, it must be above 0 and finite")
         if self.request_timeout is not None and not self.request_timeout > 0:
             raise ConfigError(f"request_timeout is {self.request_timeout}, it must be above 0")
         if self.reasoning_alias is not None and not self.reasoning_alias.isidentifier():

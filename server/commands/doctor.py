@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mdinfer.server.commands.interrupt import ending_the_process
 from mdinfer.server.commands.options import Commands
 from mdinfer.server.commands.terminal import show_json
 
@@ -20,9 +21,10 @@ def add_to(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mdinfer.server.diagnosis import diagnose
+    with ending_the_process():
+        from mdinfer.server.diagnosis import diagnose
 
-    diagnosis = diagnose()
+        diagnosis = diagnose()
     if args.json:
         show_json(diagnosis.as_dict())
     else:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from mdinfer.errors import ImageError
+from mdinfer.errors import ConfigError, ImageError
 from mdinfer.options import EngineConfig
+from mdinfer.server.commands.interrupt import ending_the_process
 from mdinfer.server.commands.options import ENGINE, stated
 from mdinfer.server.protocols import ServingEngine
+
+MAX_IMAGE_BYTES = 512 << 20
 
 
 def load_engine(model: str, **options: Any) -> ServingEngine:
@@ -22,16 +26,22 @@ def load_engine(model: str, **options: Any) -> ServingEngine:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Checked before anything slow begins. Raises ConfigError."""
+    """What `load_engine` takes, checked before anything slow begins. Raises ConfigError."""
     options = stated(args, ENGINE)
     EngineConfig(**options)
-    return options
+    if args.tokenizer is None:
+        return options
+    if not os.path.isfile(args.tokenizer):
+        raise ConfigError(f"--tokenizer {args.tokenizer}: there is no such file, it must be a tokenizer.json")
+    return {**options, "tokenizer": args.tokenizer}
 
 
 @contextmanager
 def loaded_engine(args: argparse.Namespace) -> Iterator[ServingEngine]:
     """The engine of --model for one command."""
-    engine = load_engine(args.model, **engine_options(args))
+    options = engine_options(args)
+    with ending_the_process():
+        engine = load_engine(args.model, **options)
     try:
         yield engine
     finally:
@@ -39,8 +49,19 @@ def loaded_engine(args: argparse.Namespace) -> Iterator[ServingEngine]:
 
 
 def read_image(path: str) -> bytes:
-    """Raises ImageError with the path as the user wrote it."""
+    """Raises ImageError with the path as the user wrote it. A device or pipe is refused, it might never end."""
     try:
-        return Path(path).read_bytes()
+        mode = os.stat(path).st_mode
+        data = b""
+        if stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    except ValueError:
+        raise ImageError(f"{path!r}: not a path") from None
+    if not stat.S_ISREG(mode):
+        raise ImageError(f"{path}: {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"{path}: larger than {MAX_IMAGE_BYTES >> 20} MiB, which no picture needs")
+    return data

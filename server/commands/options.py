@@ -16,6 +16,7 @@ SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine options")
+    group.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json in place of the checkpoint's own")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")
     group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16 or fp8")

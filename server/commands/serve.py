@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
+from mdinfer.errors import ConfigError
+from mdinfer.server.commands.interrupt import ending_the_process
 from mdinfer.server.commands.loading import engine_options
 from mdinfer.server.commands.options import Commands, add_engine_options
 from mdinfer.server.settings import DEFAULT_MODEL_NAMES, Settings
+
+MAX_BODY_MB = 1 << 20
 
 EPILOG = """\
 examples:
@@ -79,7 +82,8 @@ def add_to(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, options = settings_of(args), engine_options(args)
-    from mdinfer.server.serving import serve
+    with ending_the_process():
+        from mdinfer.server.serving import serve
 
     return serve(args.model, options, settings, log_level=args.log_level)
 
@@ -92,6 +96,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         if (value := getattr(args, name)) is not None
     }
     if args.max_body_mb is not None:
+        if not 0 < args.max_body_mb <= MAX_BODY_MB:
+            raise ConfigError(f"--max-body-mb is {args.max_body_mb:g}, it must be above 0 and at most {MAX_BODY_MB}")
         stated["max_body_bytes"] = round(args.max_body_mb * (1 << 20))
     keys = args.api_key or list(filter(None, [os.environ.get("MDINFER_API_KEY")]))
     return Settings(
@@ -107,5 +113,5 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def model_names(model: str, more: list[str]) -> tuple[str, ...]:
     """The names of the published model, the model's own unless it is a path, and what the operator adds."""
-    own = [] if Path(model).exists() or model.startswith((".", "/", "~")) else [model]
+    own = [] if os.path.exists(model) or model.startswith((".", "/", "~")) else [model]
     return tuple(dict.fromkeys([*more, *DEFAULT_MODEL_NAMES, *own]))

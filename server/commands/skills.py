@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mdinfer.errors import ConfigError
 from mdinfer.request import Caption, Detect, Point, Query, Request
 from mdinfer.result import Box, Result
 from mdinfer.server.commands import loading
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mdinfer.result import XY
 
 NO_IMAGE = "-"
+DRAWN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def add_to(commands: Commands) -> None:
@@ -74,6 +77,7 @@ def run_caption(args: argparse.Namespace) -> int:
 
 
 def run_detect(args: argparse.Namespace) -> int:
+    _check_draw(args.draw)
     image = loading.read_image(args.image)
     request = Detect(image=image, object=args.object, **stated(args, ("max_objects",)))
     result = _run_objects(args, request)
@@ -82,11 +86,31 @@ def run_detect(args: argparse.Namespace) -> int:
 
 
 def run_point(args: argparse.Namespace) -> int:
+    _check_draw(args.draw)
     image = loading.read_image(args.image)
     request = Point(image=image, object=args.object, **stated(args, ("max_objects",)))
     result = _run_objects(args, request)
     _show_places(args, image, result.points)
     return 0
+
+
+def _check_draw(path: str | None) -> None:
+    """Whether --draw can be obeyed, before anything slow begins. Raises ConfigError."""
+    if path is None:
+        return
+    folder, name = os.path.split(path)
+    target = path if os.path.exists(path) else folder or "."
+    if os.path.splitext(name)[1].lower() not in DRAWN:
+        fault = f"the name must end in one of {', '.join(DRAWN)}"
+    elif os.path.isdir(path):
+        fault = "it is a directory"
+    elif folder and not os.path.isdir(folder):
+        fault = f"there is no directory {folder}"
+    elif not os.access(target, os.W_OK):
+        fault = f"{target} may not be written"
+    else:
+        return
+    raise ConfigError(f"--draw {path or '(empty)'}: {fault}")
 
 
 def _run_text(args: argparse.Namespace, request: Query | Caption) -> int:
@@ -120,7 +144,7 @@ def _show_places(args: argparse.Namespace, image: bytes, places: Sequence[Box | 
             print(*(f"{value:.4f}" for value in place))
         if not places:
             note(f"no {args.object} was found")
-    if args.draw:
+    if args.draw is not None:
         from mdinfer.server.draw import draw_places
 
         draw_places(image, places, args.draw)

@@ -46,7 +46,8 @@ def show_stream(handle: Handle) -> Result:
 
 
 def show_json(payload: object) -> None:
-    print(json.dumps(payload, ensure_ascii=False, indent=2))
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(payload, ensure_ascii=not unicode, indent=2))
 
 
 def note(text: str) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from mdinfer.server.commands import loading
 from tests.server.fake_engine import FakeEngine, Script
 
 TEXT = "".join(Script().text)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -125,8 +128,19 @@ def test_nothing_found(engine: FakeEngine, picture: Path, capsys: pytest.Capture
         ["serve", "--host", "0.0.0.0"],
         ["serve", "--port", "70000"],
         ["serve", "--kv-memory", "much"],
+        ["serve", "--max-body-mb", "nan"],
+        ["serve", "--max-body-mb", "inf"],
+        ["serve", "--max-body-mb", "1e306"],
+        ["serve", "--max-body-mb", "0"],
+        ["serve", "--host", "..", "--api-key", "x"],
+        ["serve", "--served-model-name", "\udcff"],
+        ["serve", "--tokenizer", "/nope/tokenizer.json"],
+        ["query", "-", "What?", "--tokenizer", "/dev/zero"],
+        ["query", "/dev/zero", "What?"],
+        ["caption", "/dev"],
+        ["chat", "a\0b", "-m", "hi"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: ascii(" ".join(arguments)[:60]),
 )
 def test_bad_input_is_one_line_and_status_2(
     engine: FakeEngine, capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -139,11 +153,35 @@ def test_bad_input_is_one_line_and_status_2(
     assert not engine.requests
 
 
-def test_a_picture_that_cannot_be_drawn_into(
-    engine: FakeEngine, picture: Path, capsys: pytest.CaptureFixture[str]
+def test_a_pipe_is_no_image(engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert main(["caption", str(pipe)]) == 2
+    assert f"{pipe}: not a regular file" in capsys.readouterr().err
+
+
+def test_an_image_of_absurd_size(
+    engine: FakeEngine, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["detect", str(picture), "car", "--draw", "out.nonsense"]) == 2
-    assert "out.nonsense" in capsys.readouterr().err
+    monkeypatch.setattr(loading, "MAX_IMAGE_BYTES", 100)
+    assert main(["caption", str(picture)]) == 2
+    assert str(picture) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("skill", ["detect", "point"])
+@pytest.mark.parametrize("path", ["out.nonsense", "", "/nope/out.png", "/", "/proc/out.png", "."])
+def test_a_drawing_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, picture: Path, capsys: pytest.CaptureFixture[str], skill: str, path: str
+) -> None:
+    def load(model: str, **options: Any) -> FakeEngine:
+        raise AssertionError("--draw is checked before anything is loaded")
+
+    monkeypatch.setattr(loading, "load_engine", load)
+    monkeypatch.setattr(os, "access", lambda target, mode: not target.startswith("/proc"))
+    assert main([skill, str(picture), "car", "--draw", path]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"mdinfer: error: --draw {path or '(empty)'}: ")
+    assert captured.err.count("\n") == 1
 
 
 def test_other_failures_are_status_1(
@@ -162,6 +200,102 @@ def test_interrupt_cancels_and_is_status_130(engine: FakeEngine, capsys: pytest.
     assert main(["query", "-", "What?"]) == 130
     assert engine.handles[0].cancelled.is_set()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["query", "-", "What?"], ["chat", "-m", "hi", "--json"], ["--help"]])
+def test_a_full_disk(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(arguments) == 1
+    assert capsys.readouterr().err == "mdinfer: error: output: No space left on device\n"
+
+
+def test_a_full_disk_for_both_streams(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as out, open("/dev/full", "w") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert main(["query", "-", "What?", "--reasoning"]) == 1
+
+
+def test_closed_streams(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["query", "-", "What?", "--reasoning"]) == 0
+    assert main(["query", "-", "What?", "--temperature", "9"]) == 2
+    assert main(["chat"]) == 0
+
+
+@pytest.mark.parametrize(("extra", "expected"), [([], TEXT), (["--json"], None)])
+def test_a_terminal_that_knows_ascii_only(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, extra: list[str], expected: str | None
+) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))
+    assert main(["query", "-", "What?", *extra]) == 0
+    written = data.getvalue()
+    if expected is None:
+        assert json.loads(written)["answer"] == TEXT
+    else:
+        assert written == expected.encode("ascii", "replace") + b"\n"
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "2>&-", "| true"])
+def test_output_that_goes_nowhere(redirection: str) -> None:
+    """As a process: the interpreter's own last flush has nothing to complain of."""
+    command = f"{sys.executable} -m mdinfer --help {redirection}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == (1 if redirection == ">/dev/full" else 0)
+    assert "Exception" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+SWALLOWING = """
+import sys, time
+print("importing", file=sys.stderr, flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pass
+raise ImportError("numpy did not notice")
+"""
+
+
+@pytest.mark.parametrize("arguments", [["query", "-", "hi"], ["serve", "--port", "0"], ["doctor"]], ids=" ".join)
+def test_an_interrupt_that_an_import_would_swallow(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text(SWALLOWING)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mdinfer", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        assert process.stderr.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_interrupts_are_exceptions_again_after_loading(engine: FakeEngine) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["query", "-", "What?"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_tokenizer_is_passed_on(engine: FakeEngine) -> None:
+    tokenizer = str(Path(__file__))
+    assert main(["query", "-", "What?", "--model", "m", "--tokenizer", tokenizer]) == 0
+    assert engine.model_id == f"m { ({'tokenizer': tokenizer}) }"
 
 
 def test_engine_options_are_passed_on(engine: FakeEngine) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from mdinfer.request import Chat
+from mdinfer.server.body import holds_more_values
 from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import MODEL, Live, error_of, live_server, wait_until
 from tests.server.test_openai_client import real_engine
@@ -117,6 +118,26 @@ async def _leave(url: str, rng: random.Random) -> None:
                 return
 
     await asyncio.gather(*map(visit, range(60)))
+
+
+def test_values_are_counted_outside_of_strings() -> None:
+    text = json.dumps(['[{,"\\', {"a": "\\\\"}, "\\" * 7, '"' * 9, [1, 2], {}])
+    for padding in range(40):  # every place where a chunk's border can fall
+        data = (" " * ((1 << 18) - padding) + text).encode()
+        assert holds_more_values(data, 9)
+        assert not holds_more_values(data, 10)
+
+
+def test_a_body_of_tiny_values_is_refused_before_it_is_built() -> None:
+    with live_server(FakeEngine(), max_body_bytes=32 << 20) as live:
+        content = b'{"model": "m", "messages": [' + b"{}," * 7_000_000 + b"{}]}"
+        begin = resident()
+        response = live.http.post(
+            "/v1/chat/completions", content=content, headers={"content-type": "application/json"}, timeout=60
+        )
+        assert response.status_code == 400
+        assert error_of(response)["param"] == "messages"
+        assert resident() - begin < 200 << 20
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")

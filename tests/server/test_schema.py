@@ -33,6 +33,9 @@ INVALID: list[tuple[str, Any]] = [
     ("messages", []),
     ("messages", "hello"),
     ("messages.0", ["hello"]),
+    ("messages", [{"role": "user", "content": "a"}] * 4097),
+    ("messages", [{"role": "user", "content": [{"type": "text", "text": "a"}] * 41}] * 100),
+    ("messages", [{}] * 200_000),
     ("max_completion_tokens", 0),
     ("max_completion_tokens", 4097),
     ("max_tokens", -1),
@@ -43,6 +46,7 @@ INVALID: list[tuple[str, Any]] = [
     ("temperature", -0.1),
     ("temperature", 2.1),
     ("temperature", True),
+    ("temperature", int("9" * 400)),
     ("temperature", "1"),
     ("top_p", 0),
     ("top_p", 1.1),
@@ -83,7 +87,7 @@ def test_unsupported_parameters(live: Live, fake: FakeEngine, name: str, value: 
     assert not fake.requests
 
 
-@pytest.mark.parametrize(("param", "value"), INVALID, ids=str)
+@pytest.mark.parametrize(("param", "value"), INVALID, ids=lambda value: str(value)[:60])
 def test_invalid_fields(live: Live, fake: FakeEngine, param: str, value: Any) -> None:
     response = live.chat(**{param.partition(".")[0]: value})
     assert response.status_code == 400

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from mdinfer.server.commands.serve import model_names
-from mdinfer.server.settings import DEFAULT_MODEL_NAMES
+from mdinfer.server.settings import DEFAULT_MODEL_NAMES, Settings
 from tests.server.live_server import MODEL, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def wait_for(url: str, path: str, status: int) -> None:
-    wait_until(lambda: httpx.get(url + path).status_code == status, 60)
+    wait_until(lambda: httpx.get(url + path, timeout=60).status_code == status, 60)
 
 
 def test_from_start_to_sigterm() -> None:
@@ -83,21 +83,33 @@ def test_a_second_signal_ends_at_once() -> None:
     with serving("demo", "--port", "0") as (process, url):
         wait_for(url, "/ready", 200)
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
-        body |= {"max_tokens": 4096, "temperature": 0}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+        body |= {"max_tokens": 4096, "temperature": 0, "logprobs": True}  # so that tokens without text are sent too
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
             assert process.poll() is None, "the stream is given time to finish"
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=5) == 143
+            assert process.wait(timeout=15) == 143  # the stream had 30 s
             assert process.stderr is not None
             assert "Traceback" not in process.stderr.read()
 
 
-def test_a_model_that_is_not_there() -> None:
-    with serving("/nowhere/at/all", "--port", "0") as (process, _):
+def test_a_reader_of_stdout_that_leaves() -> None:
+    with serving("demo", "--port", "0") as (process, url):
+        assert process.stdout is not None
+        process.stdout.close()
+        wait_for(url, "/ready", 200)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err == ""
+
+
+@pytest.mark.parametrize("model", ["/nowhere/at/all", "x" * 5000])
+def test_a_model_that_is_not_there(model: str) -> None:
+    with serving(model, "--port", "0") as (process, _):
         _, err = process.communicate(timeout=60)
     assert process.returncode in (1, 2)
     assert err.startswith("mdinfer: error: ")
@@ -119,6 +131,10 @@ def test_a_port_that_is_taken() -> None:
     assert done.stderr.startswith(f"mdinfer: error: 127.0.0.1:{port} cannot be bound")
 
 
+def test_a_setting_no_float_can_hold() -> None:
+    assert Settings(max_images=10**400).max_images == 10**400
+
+
 @pytest.mark.parametrize(
     ("model", "more", "expected"),
     [
@@ -127,6 +143,8 @@ def test_a_port_that_is_taken() -> None:
         ("./checkpoint", ["mine"], ("mine", *DEFAULT_MODEL_NAMES)),
         ("/models/x", [], DEFAULT_MODEL_NAMES),
         ("owner/other", ["a", "a"], ("a", *DEFAULT_MODEL_NAMES, "owner/other")),
+        ("x" * 5000, [], (*DEFAULT_MODEL_NAMES, "x" * 5000)),
+        ("a\0b", [], (*DEFAULT_MODEL_NAMES, "a\0b")),
     ],
 )
 def test_model_names(model: str, more: list[str], expected: tuple[str, ...]) -> None:

@@ -111,6 +111,8 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("query", "settings.max_tokens", {"question": "a", "settings": {"max_tokens": 4097}}),
     ("query", "settings.max_tokens", {"question": "a", "settings": {"max_tokens": "5"}}),
     ("query", "settings.top_p", {"question": "a", "settings": {"top_p": 0}}),
+    ("query", "settings.top_p", {"question": "a", "settings": {"top_p": int("9" * 400)}}),
+    ("query", "spatial_refs.0.0", {"question": "a", "spatial_refs": [[int("9" * 400), 1]]}),
     ("caption", "image_url", {}),
     ("caption", "length", {"length": "huge", "image_url": "data:;base64,AAAA"}),
     ("detect", "object", {"image_url": "data:;base64,AAAA"}),
@@ -119,7 +121,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("skill", "param", "fields"), REFUSED, ids=str)
+@pytest.mark.parametrize(("skill", "param", "fields"), REFUSED, ids=lambda value: str(value)[:60])
 def test_refused(live: Live, fake: FakeEngine, skill: str, param: str, fields: dict[str, Any]) -> None:
     if "max_objects" in param:
         fields = {"image_url": "data:;base64,AAAA", "object": "a", **fields}
@@ -127,3 +129,11 @@ def test_refused(live: Live, fake: FakeEngine, skill: str, param: str, fields: d
     assert response.status_code == 400
     assert error_of(response)["param"] == param
     assert not fake.requests
+
+
+@pytest.mark.parametrize("value", [0, 4097])
+def test_the_limit_of_tokens_is_the_servers(live: Live, value: int) -> None:
+    response = live.http.post("/v1/query", json={"question": "a", "settings": {"max_tokens": value}})
+    error = error_of(response)
+    assert error["param"] == "settings.max_tokens"
+    assert error["message"] == f"settings.max_tokens is {value}, it must be from 1 to 4096"
