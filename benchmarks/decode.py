@@ -57,10 +57,9 @@ class Batch:
         self._scheduler = Scheduler(PagePool(pages, PAGE_SIZE), max_batch_size=size, prefill_tokens=1 << 20)
         draw = np.random.default_rng(seed)
         for _ in range(size):
-            ids = draw.integers(16, text.vocab_size, prompt - 1).tolist()
             self._scheduler.add(
                 Sequence(
-                    prompt=PromptBuilder(0, 0).text(ids).build(),
+                    prompt=PromptBuilder(0, 0).text(_random_ids(loaded, prompt, draw)).build(),
                     state=State.ANSWER,
                     sampling=SamplingParams(),
                     max_positions=prompt + tokens + 1,
@@ -74,10 +73,16 @@ class Batch:
             sequence.sampled.append(token)
 
 
-def _plain(loaded: Loaded, prompt: int, tokens: int) -> Callable[[], None]:
-    """As Batch.step for one sequence of the plain decoder."""
+def _random_ids(loaded: Loaded, prompt: int, draw: np.random.Generator) -> list[int]:
+    """After BOS."""
+    ids: list[int] = draw.integers(16, loaded.model.config.text.vocab_size, prompt - 1).tolist()
+    return ids
+
+
+def _plain(loaded: Loaded, prompt: int, tokens: int, seed: int) -> Callable[[], None]:
+    """As Batch.step for the first sequence of that batch, on the plain decoder."""
     decoder = PlainDecoder(loaded.model.config, loaded.model.weights(), prompt + tokens + 1)
-    pending = torch.arange(16, 16 + prompt) % loaded.model.config.text.vocab_size
+    pending = torch.tensor([0, *_random_ids(loaded, prompt, np.random.default_rng(seed))])
 
     def step() -> None:
         nonlocal pending
@@ -95,7 +100,7 @@ def measure(loaded: Loaded, arguments: argparse.Namespace) -> list[dict[str, Any
     for turn in range(arguments.rounds + 1):  # the first one warms up
         steps = [Batch(loaded, n, arguments.prompt, arguments.tokens, turn).step for n in arguments.batch]
         if arguments.plain:
-            steps.append(_plain(loaded, arguments.prompt, arguments.tokens))
+            steps.append(_plain(loaded, arguments.prompt, arguments.tokens, turn))
         for i in range(1 + (arguments.tokens if turn else 2)):
             for times, step in zip(decode if i else prefill, steps, strict=True):
                 start = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from mdinfer.kernels import linear
 from tests.kernels.compare import randn, rms_ratio, to_array
 
-ROWS = [0, 1, 2, 3, 15, 16, 17, 40]
+ROWS = [0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 40]
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
