@@ -1,6 +1,7 @@
 """The engine: load a checkpoint once, then ask it anything, from any thread or coroutine, many things at a time.
 
-Owns the public calls and the threads that read pictures. The work itself is done by `loop.py`.
+Owns loading, submission, many requests at once, and the threads that read pictures. The work itself is done by
+`loop.py`; the calls for one request are `skill_calls.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sized
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from mdinfer.errors import (
     MdinferError,
     PromptTooLongError,
     QueueFullError,
-    RequestError,
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
@@ -39,35 +39,24 @@ from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
 from mdinfer.reader_pool import ReaderPool
-from mdinfer.request import Caption, Chat, Detect, ImageInput, Message, Point, Query, Request
-from mdinfer.result import Event, Result
+from mdinfer.request import ImageInput, Request
+from mdinfer.result import Result
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
 from mdinfer.sequence import Sequence as RunningSequence
+from mdinfer.skill_calls import SkillCalls
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
 from mdinfer.task import Task
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from tqdm import tqdm
 
-R = TypeVar("R")
 DEFAULT_MODEL = "demo"
 _ROOM_SECONDS = 0.01  # between two looks for room in the queue
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Keywords of the calls that generate text; see `Sampling` for their meaning and defaults."""
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    seed: int | None
-    stop: str | Sequence[str]
-    logprobs: int | None
-
-
-class Engine:
+class Engine(SkillCalls):
     """Make one with `Engine.load`; close it, or use it in a `with`, to stop its threads.
 
     All calls may be made at the same time from any thread. They raise RequestError where the request is at fault,
@@ -132,144 +121,37 @@ class Engine:
         path = None if tokenizer is None else Path(tokenizer)
         return cls(load_model(model, config, tokenizer=path), config)
 
-    # One request at a time, or many from many threads
-
-    def query(
-        self,
-        image: ImageInput | None,
-        question: str,
-        *,
-        reasoning: bool = False,
-        spatial_refs: Sequence[tuple[float, ...]] = (),
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        """Answer a question about a picture, or about text alone (`image=None`). See `Query`."""
-        return self._run(_query(image, question, reasoning, spatial_refs, sampling))
-
-    async def aquery(
-        self,
-        image: ImageInput | None,
-        question: str,
-        *,
-        reasoning: bool = False,
-        spatial_refs: Sequence[tuple[float, ...]] = (),
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        return await self.submit(_query(image, question, reasoning, spatial_refs, sampling)).aresult()
-
-    def caption(
-        self,
-        image: ImageInput,
-        *,
-        length: Literal["short", "normal", "long"] = "normal",
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        """Describe a picture. See `Caption`."""
-        return self._run(_make(Caption, image=image, length=length, **sampling))
-
-    async def acaption(
-        self,
-        image: ImageInput,
-        *,
-        length: Literal["short", "normal", "long"] = "normal",
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        return await self.submit(_make(Caption, image=image, length=length, **sampling)).aresult()
-
-    def detect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
-        """Boxes of all objects of a kind, in `result.objects`. See `Detect`."""
-        return self._run(Detect(image=image, object=object, max_objects=max_objects, clip=clip))
-
-    async def adetect(self, image: ImageInput, object: str, *, max_objects: int = 150, clip: bool = True) -> Result:
-        request = Detect(image=image, object=object, max_objects=max_objects, clip=clip)
-        return await self.submit(request).aresult()
-
-    def point(
-        self,
-        image: ImageInput,
-        object: str,
-        *,
-        max_objects: int = 150,
-        spatial_refs: Sequence[tuple[float, ...]] = (),
-    ) -> Result:
-        """Centres of all objects of a kind, in `result.points`. See `Point`."""
-        request = Point(image=image, object=object, max_objects=max_objects, spatial_refs=spatial_refs)
-        return self._run(request)
-
-    async def apoint(
-        self,
-        image: ImageInput,
-        object: str,
-        *,
-        max_objects: int = 150,
-        spatial_refs: Sequence[tuple[float, ...]] = (),
-    ) -> Result:
-        request = Point(image=image, object=object, max_objects=max_objects, spatial_refs=spatial_refs)
-        return await self.submit(request).aresult()
-
-    def chat(
-        self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
-    ) -> Result:
-        """Continue a conversation in OpenAI's shape. See `Chat`."""
-        return self._run(_make(Chat, messages=messages, reasoning=reasoning, **sampling))
-
-    async def achat(
-        self, messages: Sequence[Message], *, reasoning: bool = False, **sampling: Unpack[SamplingOptions]
-    ) -> Result:
-        return await self.submit(_make(Chat, messages=messages, reasoning=reasoning, **sampling)).aresult()
-
-    def stream(self, request: Request) -> Iterator[Event]:
-        """Events of a request as they come; leaving the loop early cancels it."""
-        handle = self.submit(request)
-        try:
-            yield from handle
-        finally:
-            handle.cancel()
-
-    async def astream(self, request: Request) -> AsyncIterator[Event]:
-        handle = self.submit(request)
-        try:
-            async for event in handle:
-                yield event
-        finally:
-            handle.cancel()
-
     def generate(self, requests: Iterable[Request], *, progress: bool = False) -> list[Result]:
         """Run many requests together; results are in order. The first error cancels the rest and is raised."""
-        from tqdm import tqdm
-
         pending: deque[RequestHandle] = deque()
         results: list[Result] = []
-        total = len(requests) if isinstance(requests, Sized) else None
         try:
-            with tqdm(total=total, disable=not progress, unit="request") as bar:
+            with _bar(requests, progress) as bar:
                 for request in requests:
                     pending.append(self._submit_when_room(request))
                     while pending and pending[0].done:
-                        results.append(pending[0].result())
-                        pending.popleft()
-                        bar.update()
+                        _collect(pending, results, bar)
                 while pending:
-                    results.append(pending[0].result())
-                    pending.popleft()
-                    bar.update()
+                    pending[0].result()
+                    _collect(pending, results, bar)
         finally:
             for handle in pending:
                 handle.cancel()
         return results
 
-    async def agenerate(self, requests: Iterable[Request]) -> list[Result]:
+    async def agenerate(self, requests: Iterable[Request], *, progress: bool = False) -> list[Result]:
         """As `generate`; a cancelled wait cancels the requests."""
         pending: deque[RequestHandle] = deque()
         results: list[Result] = []
         try:
-            for request in requests:
-                while len(self._tasks) >= self._most_tasks:
-                    await asyncio.sleep(_ROOM_SECONDS)
-                pending.append(self._submit_when_room(request))
-            while pending:
-                results.append(await pending[0].aresult())
-                pending.popleft()
+            with _bar(requests, progress) as bar:
+                for request in requests:
+                    while len(self._tasks) >= self._most_tasks:
+                        await asyncio.sleep(_ROOM_SECONDS)
+                    pending.append(self._submit_when_room(request))
+                while pending:
+                    await pending[0].aresult()
+                    _collect(pending, results, bar)
         finally:
             for handle in pending:
                 handle.cancel()
@@ -371,15 +253,6 @@ class Engine:
         if not self._loop.healthy:
             raise self._loop.dead()
 
-    def _run(self, request: Request) -> Result:
-        """Wait for a request; leaving the wait (an interrupt, say) cancels it."""
-        handle = self.submit(request)
-        try:
-            return handle.result()
-        except BaseException:
-            handle.cancel()
-            raise
-
     def _submit_when_room(self, request: Request) -> RequestHandle:
         while True:
             try:
@@ -451,22 +324,14 @@ def _snapshot(picture: Picture) -> Picture:
     return picture
 
 
-def _query(
-    image: ImageInput | None,
-    question: str,
-    reasoning: bool,
-    spatial_refs: Sequence[tuple[float, ...]],
-    sampling: SamplingOptions,
-) -> Query:
-    return _make(Query, image=image, question=question, reasoning=reasoning, spatial_refs=spatial_refs, **sampling)
+def _bar(requests: Iterable[Request], progress: bool) -> tqdm[Any]:
+    from tqdm import tqdm
+
+    return tqdm(total=len(requests) if isinstance(requests, Sized) else None, disable=not progress, unit="request")
 
 
-def _make(kind: type[R], **values: Any) -> R:
-    """Build a request; an unknown keyword is a RequestError that names what there is."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # every request is a dataclass
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"{kind.__name__} takes {', '.join(known)}"
-            raise RequestError(f"unknown argument {name!r}: {hint}", param=name)
-    return kind(**values)
+def _collect(pending: deque[RequestHandle], results: list[Result], bar: tqdm[Any]) -> None:
+    """Move the first pending request, which is done, to the results. Raises what ended it."""
+    results.append(pending[0].result())
+    pending.popleft()
+    bar.update()
