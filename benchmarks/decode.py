@@ -43,10 +43,8 @@ class Batch:
         model, text = loaded.model, loaded.model.config.text
         pages = size * -(-(prompt + tokens + 1) // PAGE_SIZE)
         cache = KVCache.allocate(
-            layers=text.n_layers,
+            text,
             pages=pages,
-            heads=text.n_heads,
-            head_dim=text.head_dim,
             page_size=PAGE_SIZE,
             dtype=model.dtype,
             device=model.device,

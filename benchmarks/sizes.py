@@ -45,6 +45,11 @@ SIZES = {
     "full": ModelConfig(),
     "1b": _scaled(dim=1024, layers=16, dense=3, ff=4096, experts=(32, 4, 640), vocab=32000, vision=_MEDIUM_TOWER),
     "200m": _scaled(dim=768, layers=12, dense=4, ff=3072, experts=(8, 2, 512), vocab=51200, vision=_SMALL_TOWER),
+    "200m-64x8": _scaled(dim=768, layers=12, dense=4, ff=3072, experts=(64, 8, 64), vocab=51200, vision=_SMALL_TOWER),
     "20m": _scaled(dim=256, layers=6, dense=2, ff=1024, experts=(16, 2, 128), vocab=4096, vision=_SMALL_TOWER),
 }
-"""Name -> sizes: the published model, and smaller ones with its proportions."""
+"""Name -> sizes: the published model, and smaller ones of its structure.
+
+"200m" has 8 experts of which a token takes 2; "200m-64x8" the same number of parameters in the published 64 and 8.
+The more experts there are, the less of them a batch shares: 4 tokens touch about 2.7 and 3.3 times what one does.
+"""

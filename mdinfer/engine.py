@@ -74,10 +74,8 @@ class Engine(SkillCalls):
         self._loaded = loaded
         with explained_shortage("the KV cache", model.device, "give kv_memory= a smaller size"):
             self._cache = KVCache.allocate(
-                layers=text.n_layers,
+                text,
                 pages=pages,
-                heads=text.n_heads,
-                head_dim=text.head_dim,
                 page_size=options.page_size,
                 dtype=kv_dtype,
                 device=model.device,

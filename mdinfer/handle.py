@@ -60,7 +60,8 @@ class RequestHandle:
     def __iter__(self) -> Iterator[Event]:
         for i in itertools.count():
             with self._changed:
-                self._changed.wait_for(lambda i=i: len(self._events) > i or self.done)  # type: ignore[misc]
+                while len(self._events) <= i and not self.done:
+                    self._changed.wait()
                 event = self._events[i] if len(self._events) > i else None
             if event is None:
                 self._outcome()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mdinfer.config import TextConfig
 from mdinfer.kernels import AttentionBatch, TokenPlaces
 
 
@@ -38,16 +39,8 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        *,
-        layers: int,
-        pages: int,
-        heads: int,
-        head_dim: int,
-        page_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, config: TextConfig, *, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """Memory for `pages` pages, unset; a page's heads are apart, so that one head reads one run of it."""
-        shape = (layers, pages, heads, page_size, head_dim)
+        shape = (config.n_layers, pages, config.n_heads, page_size, config.head_dim)
         return cls(k=torch.empty(shape, dtype=dtype, device=device), v=torch.empty(shape, dtype=dtype, device=device))

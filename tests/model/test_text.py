@@ -42,10 +42,8 @@ class Pass:
         text = built.config.text
         self.model = built
         self.cache = KVCache.allocate(
-            layers=text.n_layers,
+            text,
             pages=PAGES,
-            heads=text.n_heads,
-            head_dim=text.head_dim,
             page_size=PAGE_SIZE,
             dtype=built.dtype,
             device=torch.device("cpu"),
