@@ -1,7 +1,8 @@
 """Tensor operations of the model, each with its contract, its checks and its torch body in one file.
 
-The torch bodies are the CPU backend and the definition that any compiled body must meet. Nothing here knows of
-requests, schedules or checkpoints; importing it needs neither a GPU nor Triton.
+On CUDA tensors the compiled bodies of `_triton` run. The torch bodies are the CPU backend and the definition that a
+compiled body must meet. Nothing here knows of requests, schedules or checkpoints; importing it needs neither a GPU
+nor Triton.
 
 Shape letters, used in names such as `x_TD`:
     T tokens of the step     S sequences     B rows that sample     D model dim        V vocabulary
@@ -14,7 +15,7 @@ from mdinfer.kernels.attention import AttentionBatch, paged_attention
 from mdinfer.kernels.embedding import TokenKind, input_embeddings
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.moe import moe_experts, moe_route
-from mdinfer.kernels.norm import layer_norm
+from mdinfer.kernels.norm import add_layer_norm, layer_norm
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
 from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
@@ -27,6 +28,7 @@ __all__ = [
     "Sampled",
     "TokenKind",
     "TokenPlaces",
+    "add_layer_norm",
     "crop_attention",
     "crop_patches",
     "decode_coordinate",

@@ -1,0 +1,13 @@
+"""All cases, by the file they come from."""
+
+from __future__ import annotations
+
+from benchmarks.kernels import norm
+from benchmarks.kernels.case import Case
+
+FAMILIES = {"norm": norm.cases}
+
+
+def all_cases(families: list[str] | None = None) -> list[Case]:
+    """The cases of the named families, or of all."""
+    return [case for name, cases in FAMILIES.items() if not families or name in families for case in cases()]

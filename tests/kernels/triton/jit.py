@@ -1,0 +1,20 @@
+"""Kernels that only tests need: device functions, each behind the least of a kernel."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mdinfer.kernels._triton.float8 import e4m3_to_float, float_to_e4m3
+
+
+@triton.jit
+def decode_kernel(x_ptr, out_ptr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out_ptr + at, e4m3_to_float(tl.load(x_ptr + at), NATIVE=False))
+
+
+@triton.jit
+def encode_kernel(x_ptr, out_ptr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out_ptr + at, float_to_e4m3(tl.load(x_ptr + at), NATIVE=False))
