@@ -1,8 +1,9 @@
 """Compile every kernel ahead of time, without a GPU, for the chips it may run on: `python -m benchmarks.aot`.
 
 Each case of `benchmarks.kernels` is called on tensors without values for each chip, so that the launchers choose
-the configuration they would choose there; what they launch is compiled and inspected. Fails on a spill, on more
-shared memory than the chip has, and on a matrix product without tensor-core instructions.
+the configuration they would choose there. What they launch goes through Triton's own path as far as the loading of
+the code, so that what is inspected (and left in Triton's cache) is what that chip would run. Fails on a spill, on
+more shared memory than the chip has, and on a matrix product without tensor-core instructions.
 """
 
 from __future__ import annotations
@@ -14,60 +15,65 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.driver import driver
 
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.catalogue import FAMILIES, all_cases
-from mdinfer.kernels._triton.launch import Launch, Target, recorded
+from benchmarks.report import table, write_json
+from mdinfer.kernels._triton.launch import INTERPRETED, Launch, Target, recorded
 
 KIB = 1024
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What the vendor documents of one compute capability; `warps` is what one processor can hold."""
+    """What the vendor documents of one compute capability; `warps` and `programs` are what one processor can hold."""
 
     name: str
     target: Target
     warps: int
+    programs: int
 
     @property
     def capability(self) -> int:
         return self.target.capability
 
+    # What Triton asks a driver for before it loads code
 
-def _chip(name: str, capability: int, processors: int, shared: int, warps: int) -> Chip:
-    return Chip(name, Target(capability=capability, processors=processors, shared=shared * KIB), warps)
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # kernels keep what they have compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _chip(name: str, capability: int, processors: int, shared: int, warps: int, programs: int) -> Chip:
+    return Chip(name, Target(capability=capability, processors=processors, shared=shared * KIB), warps, programs)
 
 
 CHIPS = (
-    _chip("A100", 80, 108, 163, 64),
-    _chip("RTX 3090", 86, 82, 99, 48),
-    _chip("RTX 4090", 89, 128, 99, 48),
-    _chip("H100", 90, 132, 227, 64),
-    _chip("B200", 100, 148, 227, 64),
-    _chip("RTX 5090", 120, 170, 99, 48),
+    _chip("A100", 80, 108, 163, 64, 32),
+    _chip("RTX 3090", 86, 82, 99, 48, 16),
+    _chip("RTX 4090", 89, 128, 99, 48, 24),
+    _chip("H100", 90, 132, 227, 64, 32),
+    _chip("B200", 100, 148, 227, 64, 32),
+    _chip("RTX 5090", 120, 170, 99, 48, 24),
 )
 QUICK = (86, 90)  # the smallest shared memory and no e4m3 instructions; the chip that goals are set for
-_REGISTERS = 65536
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.uint8: "*u8",
-    torch.int8: "*i8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.bool: "*i1",
-    torch.float8_e4m3fn: "*fp8e4nv",
-}
+
+_TENSOR_CORES = re.compile(r"\b(?:(wgmma)\.mma_async|(tcgen05)\.mma|(mma)\.(?:sync|sp))\b")
+_NARROW = ("*bf16", "*fp16", "*fp8e4nv", "*fp8e5")
+_TENSOR_MEMORY = 512  # columns that a processor of sm_100 has
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,15 @@ class Compiled:
 
     kernel: str
     case: str
-    chip: str
     capability: int
     warps: int
     stages: int
-    registers: int
-    stack: int
-    shared: int
-    occupancy: float
-    tensor_cores: str
-    faults: tuple[str, ...]
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    occupancy: float = 0.0
+    tensor_cores: str = ""
+    faults: tuple[str, ...] = ()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--chip", type=int, action="append", help="a compute capability, such as 90; repeatable")
     parser.add_argument("--family", action="append", choices=sorted(FAMILIES), help="only these kernels; repeatable")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile")
+    parser.add_argument("--json", metavar="FILE", help="write everything found")
     options = parser.parse_args(argv)
+    if INTERPRETED:
+        parser.error("nothing is compiled while TRITON_INTERPRET=1 is set")
     wanted = options.chip or (None if options.all else QUICK)
     chips = [chip for chip in CHIPS if wanted is None or chip.capability in wanted]
     found = compile_all(all_cases(options.family), chips, options.jobs)
@@ -103,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in faults:
         print(f"FAULT {row.kernel} ({row.case}) on sm_{row.capability}: {'; '.join(row.faults)}")
     print(f"{len(found)} kernels compiled for {len(chips)} chips, {len(faults)} with faults")
+    write_json(options.json, {"benchmark": "aot", "triton": triton.__version__, "results": [asdict(r) for r in found]})
     return 1 if faults or not found else 0
 
 
@@ -118,12 +127,14 @@ def compile_all(cases: list[Case], chips: Iterable[Chip], jobs: int = 1) -> list
 
 
 def distinct(cases: list[Case], chip: Chip) -> list[tuple[Case, Launch]]:
-    """The launches that compile to different code, each with the first case that makes it."""
+    """The launches that Triton compiles to different code, each with the first case that makes it."""
+    driver.set_active(chip)
     seen: dict[object, tuple[Case, Launch]] = {}
     for case in cases:
         for launch in launches(case, chip):
-            signature, constants, attributes = specialised(launch)
-            key = (launch.name, *map(repr, (signature, constants, attributes)), launch.warps, launch.stages)
+            *_, bind = launch.kernel.device_caches[chip.capability]
+            _, specialisation, _ = bind(*launch.args, **launch.constants)
+            key = (launch.kernel, repr(specialisation), launch.warps, launch.stages)
             seen.setdefault(key, (case, launch))
     return list(seen.values())
 
@@ -135,71 +146,68 @@ def launches(case: Case, chip: Chip) -> list[Launch]:
     return list(found)
 
 
-def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
-    """Signature, constants and attributes as Triton's own launch makes them of these arguments.
-
-    Pointers are aligned to 16 bytes; an integer 1 is a constant, a multiple of 16 is marked as one.
-    """
-    names = launch.kernel.arg_names
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = dict(launch.constants)
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for i, (name, value) in enumerate(zip(names, launch.args, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = _TYPES[value.dtype]
-            if value.storage_offset() * value.element_size() % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    for name in names[len(launch.args) :]:
-        signature[name] = "constexpr"
-    return signature, constants, attributes
-
-
 def inspect(chip: Chip, case: str, launch: Launch) -> Compiled:
     """Compile one launch and look at what came out."""
-    signature, constants, attributes = specialised(launch)
-    compiled = triton.compile(
-        ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", chip.capability, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
-    )
+    row = Compiled(launch.name, case, chip.capability, launch.warps, launch.stages)
+    try:
+        compiled = compile_launch(chip, launch)
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        return replace(row, faults=(f"does not compile: {type(error).__name__}: {said[-1][:200]}",))
     registers, stack = _resources(compiled.asm["cubin"])
-    shared, ptx = compiled.metadata.shared, compiled.asm["ptx"]
-    found = re.search(r"\b(wgmma|tcgen05)\.mma|\bmma\.sync|\bwgmma\.mma_async", ptx)
-    tensor_cores = found[0].split(".")[0] if found else ""
+    shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
+    cores = _TENSOR_CORES.search(compiled.asm["ptx"])
     faults = []
     if stack:
         faults.append(f"{stack} bytes of registers spilled")
     if shared > chip.target.shared:
         faults.append(f"{shared} bytes of shared memory, the chip has {chip.target.shared}")
-    if "tt.dot" in compiled.asm["ttir"] and not tensor_cores:
+    if columns > _TENSOR_MEMORY:
+        faults.append(f"{columns} columns of tensor memory, the chip has {_TENSOR_MEMORY}")
+    if _slow_products(compiled.asm["ttgir"]) and any(kind in _NARROW for kind in compiled.src.signature.values()):
         faults.append("a matrix product without tensor-core instructions")
-    programs = min(
-        chip.warps // launch.warps,
-        _REGISTERS // (32 * launch.warps * max(1, -(-registers // 8) * 8)),
-        chip.target.shared // shared if shared else chip.warps,
-    )
-    return Compiled(
-        kernel=launch.name,
-        case=case,
-        chip=chip.name,
-        capability=chip.capability,
-        warps=launch.warps,
-        stages=launch.stages,
+    return replace(
+        row,
         registers=registers,
         stack=stack,
         shared=shared,
-        occupancy=programs * launch.warps / chip.warps,
-        tensor_cores=tensor_cores,
+        occupancy=occupancy(chip, launch.warps, registers, shared, columns),
+        tensor_cores=next(filter(None, cores.groups())) if cores else "",
         faults=tuple(faults),
     )
+
+
+def compile_launch(chip: Chip, launch: Launch) -> Any:
+    """Triton's compiled kernel for the chip, from its cache where it is there."""
+    driver.set_active(chip)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.constants, **options)
+
+
+def occupancy(chip: Chip, warps: int, registers: int, shared: int, columns: int = 0) -> float:
+    """The share of a processor's warps that run at once, for programs of `warps` that take this much each.
+
+    Registers come in 256 a warp from one of four files of 16384; shared memory in 128 bytes, of a total that is
+    1 KiB more than one program may have, with 1 KiB kept for each program.
+    """
+    per_warp = 32 * -(-max(registers, 1) // 8) * 8
+    programs = [
+        chip.programs,
+        chip.warps // warps,
+        4 * (16384 // per_warp) // warps,
+        (chip.target.shared + KIB) // (-(-shared // 128) * 128 + KIB),
+    ]
+    if columns:
+        programs.append(_TENSOR_MEMORY // columns)
+    return min(programs) * warps / chip.warps
+
+
+def _slow_products(ttgir: str) -> bool:
+    """Whether a product is left to ordinary arithmetic.
+
+    Triton does so with float32 at full precision, which is right for a float32 model and for no other.
+    """
+    return any("parent = #blocked" in line for line in ttgir.splitlines() if " tt.dot " in line)
 
 
 _work: list[tuple[Chip, str, Launch]] = []
@@ -222,14 +230,24 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def _table(rows: list[Compiled]) -> str:
-    head = ("kernel", "case", "sm", "warps", "stages", "regs", "spill", "shared", "occ", "mma")
-    lines = ["{:32} {:36} {:>3} {:>6} {:>6} {:>5} {:>5} {:>7} {:>4}  {}".format(*head)]
-    for r in sorted(rows, key=lambda r: (r.kernel, r.case, r.capability)):
-        lines.append(
-            f"{r.kernel:32} {r.case:36} {r.capability:3} {r.warps:6} {r.stages:6} {r.registers:5} {r.stack:5} "
-            f"{r.shared / KIB:6.1f}K {r.occupancy:4.0%}  {r.tensor_cores or '-'}"
-        )
-    return "\n".join(lines)
+    return table(
+        ["kernel", "case", "sm", "warps", "stages", "regs", "spill", "shared KiB", "occupancy %", "tensor cores"],
+        [
+            [
+                r.kernel,
+                r.case,
+                r.capability,
+                r.warps,
+                r.stages,
+                r.registers,
+                r.stack,
+                round(r.shared / KIB, 1),
+                round(100 * r.occupancy),
+                r.tensor_cores or "-",
+            ]
+            for r in sorted(rows, key=lambda r: (r.kernel, r.case, r.capability))
+        ],
+    )
 
 
 if __name__ == "__main__":
