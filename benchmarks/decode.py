@@ -193,6 +193,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             ],
         )
     )
+    if loaded.model.device.type == "cuda":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated(loaded.model.device)
+        print(f"\n{format_bytes(result['peak_bytes'])} of the GPU's memory at the peak")
     write_json(arguments.json, result)
     return result
 

@@ -18,12 +18,13 @@ class Case:
 
     op       the operation, and `shape` what tells this case from its others: ("layer_norm", "775x2048-bf16")
     inputs   makes the arguments on a device; on "meta", which has no values, nothing may depend on one
-    run      the compiled body; its results are a tensor or a tuple of tensors
+    run      the compiled body; its results are a tensor or a tuple of tensors, those that it writes into included
     twin     the same results from the same arguments, computed in float32 or float64
-    bound    the relative RMS error allowed between the two, with `why`
+    bound    the relative RMS error allowed between the two, with `why`; of whole numbers, the share that may differ
     rivals   library operations that do the same work (or, said in the name, less of it)
     bytes    that have to move, once each way, and `flops` that have to be done
-    bar      the share of the chip's copy bandwidth ("bytes") or matmul rate ("flops") to reach on an H100
+    bar      what to reach on an H100: a share of the chip's copy bandwidth ("bytes"), of its bfloat16 matmul rate
+             ("flops"), or of the speed of a rival (its name)
     """
 
     op: str

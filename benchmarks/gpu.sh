@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Proof and speed on a GPU, in stages that each end within nine minutes:
+#
+#   benchmarks/gpu.sh [--dry-run] [--wheels DIR] [--out DIR] [STAGE ...]      all stages unless some are named
+#
+#   environment   versions and device; what its memory and its matrix units reach
+#   correctness   every kernel at real shapes against its twin, then tests/kernels
+#   kernels       the speed of every kernel beside the library operations for the same work
+#   golden        the golden requests end to end, in float32 token by token, in bfloat16 as far as they are equal
+#   full          a random model of the full size end to end, with bfloat16 and with fp8 experts
+#
+# Results go to --out, else to $OUT, else to benchmarks/results, as gpu-*.json and gpu.log; a summary is printed last.
+# Needs Python with torch, triton, numpy, pillow, tokenizers, safetensors and tqdm, and for the tests pytest and
+# hypothesis, but no network, nor mdinfer installed. --wheels DIR unpacks what is missing from wheels lying there.
+# --dry-run runs every command on the CPU at its smallest, which shows that the commands work, and no more.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+stages=() dry="" wheels="" out="${OUT:-benchmarks/results}"
+while (($#)); do
+  case "$1" in
+    --dry-run) dry=1 ;;
+    --wheels) wheels=$2 && shift ;;
+    --out) out=$2 && shift ;;
+    environment | correctness | kernels | golden | full) stages+=("$1") ;;
+    *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2 ;;
+  esac
+  shift
+done
+((${#stages[@]})) || stages=(environment correctness kernels golden full)
+mkdir -p "$out" && log="$out/gpu.log" && : >"$log" || exit 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+if [[ $wheels ]]; then
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  python3 -m pip install --quiet --no-index --no-deps --target "$site" "$wheels"/*.whl || exit 2
+  export PYTHONPATH="$PYTHONPATH:$site" # behind what is installed
+fi
+
+# Run a command for at most so many seconds; its output goes to the log too.
+run() {
+  local seconds=$1 start=$SECONDS
+  shift
+  echo "\$ $*" | tee -a "$log"
+  timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee -a "$log"
+  local code=$?
+  ((code == 0)) || failed+=("$stage: exit code $code after $((SECONDS - start)) s: $*")
+}
+
+if [[ $dry ]]; then
+  device=cpu chip=90 jobs=2 workers=""
+  export TRITON_INTERPRET=1
+  few=(--family norm --case "layer_norm[1x2048") tests=tests/kernels/triton/test_float8.py golden=(--limit 1)
+  full=(--random 20m --batch 1 --prompt 8 --tokens 2 --rounds 1)
+else
+  unset TRITON_INTERPRET
+  device=cuda jobs=$(nproc)
+  chip=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 2
+  workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8")
+  few=() tests=tests/kernels golden=()
+  full=(--random full --batch 1 4 16 64 --prompt 775 --tokens 32 --rounds 3)
+fi
+
+# All at once on all cores, into Triton's cache; the commands after it find their kernels there.
+compile() {
+  run 150 env -u TRITON_INTERPRET python3 -m benchmarks.aot --chip "$chip" --jobs "$jobs" ${dry:+--family norm}
+}
+
+failed=()
+for stage in "${stages[@]}"; do
+  begun=$SECONDS
+  case $stage in
+    environment)
+      run 120 python3 -m benchmarks.kernels.measure --device $device --json "$out/gpu-environment.json"
+      ;;
+    correctness)
+      compile
+      run 200 python3 -m benchmarks.kernels.check --device $device --budget 170 "${few[@]}" --json "$out/gpu-check.json"
+      # shellcheck disable=SC2086
+      run 170 python3 -m pytest -p no:cacheprovider $workers $tests
+      ;;
+    kernels)
+      compile
+      run 370 python3 -m benchmarks.kernels.speed --device $device --budget 340 "${few[@]}" --json "$out/gpu-speed.json"
+      ;;
+    golden)
+      run 480 python3 -m benchmarks.golden --device $device --dtype float32 bfloat16 "${golden[@]}" \
+        --json "$out/gpu-golden.json"
+      ;;
+    full)
+      for experts in bf16 fp8; do
+        run 250 python3 -m benchmarks.decode --device $device --dtype bfloat16 --experts $experts "${full[@]}" \
+          --json "$out/gpu-full-$experts.json"
+      done
+      ;;
+  esac
+  echo "stage $stage took $((SECONDS - begun)) s" | tee -a "$log"
+done
+
+python3 -m benchmarks.summary "$out"/gpu-*.json
+((${#failed[@]})) || exit 0
+printf 'FAILED %s\n' "${failed[@]}" | tee -a "$log"
+exit 1
