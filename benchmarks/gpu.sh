@@ -51,18 +51,21 @@ if [[ $dry ]]; then
   device=cpu chip=90 jobs=2 workers=""
   export TRITON_INTERPRET=1
   few=(--family norm --case "layer_norm[1x2048") tests=tests/kernels/triton/test_float8.py golden=(--limit 1)
-  full=(--random 20m --batch 1 --prompt 8 --tokens 2 --rounds 1)
+  full=(--random 20m --dtype float32 --batch 1 --prompt 8 --tokens 2 --rounds 1 --no-vision)
 else
   unset TRITON_INTERPRET
   device=cuda jobs=$(nproc)
   chip=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 2
   workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8")
   few=() tests=tests/kernels golden=()
-  full=(--random full --batch 1 4 16 64 --prompt 775 --tokens 32 --rounds 3)
+  full=(--random full --dtype bfloat16 --batch 1 4 16 64 --prompt 775 --tokens 32 --rounds 3)
 fi
 
 # All at once on all cores, into Triton's cache; the commands after it find their kernels there.
+compiled=""
 compile() {
+  [[ $compiled ]] && return
+  compiled=1
   run 150 env -u TRITON_INTERPRET python3 -m benchmarks.aot --chip "$chip" --jobs "$jobs" ${dry:+--family norm}
 }
 
@@ -89,7 +92,7 @@ for stage in "${stages[@]}"; do
       ;;
     full)
       for experts in bf16 fp8; do
-        run 250 python3 -m benchmarks.decode --device $device --dtype bfloat16 --experts $experts "${full[@]}" \
+        run 250 python3 -m benchmarks.decode --device $device --experts $experts "${full[@]}" \
           --json "$out/gpu-full-$experts.json"
       done
       ;;

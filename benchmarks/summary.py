@@ -21,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _environment(result: Result) -> Iterator[str]:
     where, ceilings = result["environment"], result["ceilings"]
-    yield ", ".join(f"{key} {where[key]}" for key in ("device", "driver", "torch", "triton", "commit") if where.get(key))
-    yield f"copy {ceilings['bytes_per_s'] / 1e9:.0f} GB/s, bfloat16 product {ceilings['flops_per_s'] / 1e12:.0f} TFLOP/s"
+    yield ", ".join(
+        f"{key} {where[key]}" for key in ("device", "driver", "torch", "triton", "commit") if where.get(key)
+    )
+    yield f"copy {ceilings['bytes_per_s'] / 1e9:.0f} GB/s, product {ceilings['flops_per_s'] / 1e12:.0f} TFLOP/s"
 
 
 def _check(result: Result) -> Iterator[str]:
