@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     for dtype in options.dtype:
         for name in options.checkpoint:
             with load_engine(name, device=options.device, dtype=dtype, **dict(options.option)) as engine:
-                records += [{"dtype": dtype, "checkpoint": name, **r} for r in ask(engine, work_of(name, options.limit))]
+                records += [
+                    {"dtype": dtype, "checkpoint": name, **r} for r in ask(engine, work_of(name, options.limit))
+                ]
     print(_table(records))
     for record in records:
         harmless = record["wrong"] == _DIFFERENT and not must_be_equal(record)
