@@ -7,11 +7,14 @@ all keys up to the block's end, so that the block attends within itself in both 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+
+from mdinfer.kernels import dispatch
+from mdinfer.kernels.cache import LayerCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +23,47 @@ class AttentionBatch:
 
     starts     (S + 1,) row of each sequence's first query; the last entry is T
     pages      (S, most pages of a sequence) page numbers, in order; entries beyond a sequence's own are unread
-    visible    (T,) keys that each query sees; constant or rising by one within a sequence, except at block ends
+    visible    (T,) keys that each query sees; constant or rising by one within a sequence, except at block ends.
+               0 marks a row that stands for nothing: it reads no key and its result is zero
+    queries    rows of each sequence, the same as in `starts`, for those who must know it on the host
     """
 
     starts: torch.Tensor
     pages: torch.Tensor
     visible: torch.Tensor
+    queries: tuple[int, ...]
+    _tiles: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def decoding(self) -> int:
+        """How many sequences at the end of the batch have one query each."""
+        return next((i for i, count in enumerate(reversed(self.queries)) if count != 1), len(self.queries))
+
+    def tiles(self, rows: int) -> torch.Tensor:
+        """(n, 2) int32: sequence and first row of each tile of at most `rows` queries, without those `decoding`.
+
+        Made on the host once a batch, for all layers.
+        """
+        if rows not in self._tiles:
+            found, start = [], 0
+            for s, count in enumerate(self.queries[: len(self.queries) - self.decoding]):
+                found += [(s, first) for first in range(start, start + count, rows)]
+                start += count
+            table = torch.tensor(found, dtype=torch.int32).view(-1, 2)
+            self._tiles[rows] = table.to(self.pages.device, non_blocking=True)
+        return self._tiles[rows]
 
     @cached_property
     def host_plan(self) -> list[_SequencePlan]:
-        """The same, read back once a step for the torch body."""
-        starts, visible, pages = self.starts.tolist(), self.visible.tolist(), self.pages.tolist()
-        return [
-            _SequencePlan(pages[s], _runs(visible, starts[s], starts[s + 1]))
-            for s in range(len(starts) - 1)
-            if starts[s] < starts[s + 1]
-        ]
+        """The same, read back once a step for the torch body; rows that see nothing are left out."""
+        visible, pages = self.visible.tolist(), self.pages.tolist()
+        found, start = [], 0
+        for s, count in enumerate(self.queries):
+            end = start + count
+            if count and visible[end - 1]:
+                found.append(_SequencePlan(pages[s], _runs(visible, start, end)))
+            start = end
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +104,26 @@ def _runs(visible: list[int], start: int, end: int) -> list[_Run]:
     return runs
 
 
-def paged_attention(
-    q_THK: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: AttentionBatch
-) -> torch.Tensor:
-    """(T, H, K) in q's dtype. Caches are (P, H, L, K), in a dtype of their own, and hold all visible keys already."""
-    out_THK = torch.empty_like(q_THK)
+def paged_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
+    """(T, H, K) in q's dtype; the cache holds all visible keys already."""
+    assert q_THK.shape[0] == sum(batch.queries) == len(batch.visible) and q_THK.shape[1::] == cache.k.shape[1::2]
+    if dispatch.compiled(q_THK):
+        from mdinfer.kernels._triton import attention, decode_attention
+
+        out_THK = torch.empty_like(q_THK)
+        attention.prefill_attention(q_THK, cache, batch, out_THK)
+        decode_attention.decode_attention(q_THK, cache, batch, out_THK)
+        return out_THK
+    return paged_attention_torch(q_THK, cache, batch)
+
+
+def paged_attention_torch(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
+    """The torch body of `paged_attention`."""
+    whole = sum(sequence.queries for sequence in batch.host_plan) == len(q_THK)
+    out_THK = torch.empty_like(q_THK) if whole else torch.zeros_like(q_THK)
     for sequence in batch.host_plan:
         length = max(run.last for run in sequence.runs)
-        k_pages, v_pages = (_pages(cache, sequence.pages, length) for cache in (k_cache, v_cache))
+        k_pages, v_pages = cache.pages(sequence.pages[: -(-length // cache.page_size)])
         if sequence.queries == 1:
             row = sequence.runs[0].start
             out_THK[row] = _attend_one(q_THK[row], k_pages, v_pages, length)
@@ -93,15 +133,6 @@ def paged_attention(
             q_HTK = q_THK[run.start : run.end].transpose(0, 1)
             out_THK[run.start : run.end] = _attend(q_HTK, k_HTK, v_HTK, run)
     return out_THK
-
-
-def _pages(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
-    """(n, H, L, K): the pages that hold a sequence's first `length` keys, in place where they are consecutive."""
-    count = -(-length // cache.shape[2])
-    first = pages[0]
-    if pages[:count] == list(range(first, first + count)):
-        return cache[first : first + count]
-    return cache.index_select(0, torch.tensor(pages[:count], device=cache.device))
 
 
 def _attend_one(q_HK: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int) -> torch.Tensor:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from mdinfer.kernels import dispatch
+from mdinfer.kernels.cache import LayerCache
 from mdinfer.kernels.linear import linear
 
 ROPE_THETA = 1_500_000.0
@@ -33,7 +35,7 @@ class TokenPlaces:
 
     log    (T,) float32, ln(p + 1) of its position p
     rope   (T, 2, K / 4) float32, its row of `rope_table`
-    page   (T,) int64, the page its key and value go to, and
+    page   (T,) int64, the page its key and value go to (negative: nowhere), and
     slot   (T,) int64, the slot there
     """
 
@@ -57,24 +59,42 @@ def qkv_epilogue(
     tau_wqwv: torch.Tensor,
     tau_alpha: torch.Tensor,
     places: TokenPlaces,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return q_THK ready for attention; write k and v of each token into its slot of the cache.
 
-    tau_wqwv (2H, X) holds Wq's rows, then Wv's; tau_alpha (H,) float32; caches (P, H, L, K).
+    qkv is the product's result, to which `bias` (X,) is still to be added if given; tau_wqwv (2H, X) holds Wq's
+    rows, then Wv's; tau_alpha (H,) float32.
     """
-    T, X = qkv_TX.shape
-    H, K = k_cache.shape[1], k_cache.shape[3]
-    assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and v_cache.shape == k_cache.shape
+    X, (H, _, K) = qkv_TX.shape[1], cache.k.shape[1:]
+    assert X == 3 * H * K and tau_wqwv.shape == (2 * H, X) and tau_alpha.shape == (H,)
+    if dispatch.compiled(qkv_TX):
+        from mdinfer.kernels._triton import qkv
+
+        return qkv.qkv_epilogue(qkv_TX, tau_wqwv, tau_alpha, places, cache, bias)
+    return qkv_epilogue_torch(qkv_TX, tau_wqwv, tau_alpha, places, cache, bias)
+
+
+def qkv_epilogue_torch(
+    qkv_TX: torch.Tensor,
+    tau_wqwv: torch.Tensor,
+    tau_alpha: torch.Tensor,
+    places: TokenPlaces,
+    cache: LayerCache,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The torch body of `qkv_epilogue`."""
+    T, (H, _, K) = len(qkv_TX), cache.k.shape[1:]
+    if bias is not None:
+        qkv_TX = qkv_TX + bias
     tau = torch.ones(T, 3, H, dtype=torch.float32, device=qkv_TX.device)  # of q, k (which has none) and v
     token = torch.tanh(linear(F.gelu(qkv_TX), tau_wqwv).float()).view(T, 2, H)
     position = torch.sigmoid(tau_alpha * places.log[:, None]).add_(0.5)
     torch.add(token, position[:, None], out=tau[:, ::2])
     scaled = qkv_TX.view(T, 3, H, K) * tau.unsqueeze(-1)
     _rotate(scaled[:, :2], places.rope)
-    k_cache[places.page, :, places.slot] = scaled[:, 1].to(k_cache.dtype)
-    v_cache[places.page, :, places.slot] = scaled[:, 2].to(v_cache.dtype)
+    cache.write(places.page, places.slot, scaled[:, 1], scaled[:, 2])
     return scaled[:, 0].to(qkv_TX.dtype)
 
 

@@ -67,7 +67,7 @@ class Engine(SkillCalls):
     def __init__(self, loaded: Loaded, options: EngineConfig) -> None:
         """For `load`, and for callers that make their own model."""
         model, text = loaded.model, loaded.model.config.text
-        kv_dtype = torch.bfloat16 if options.kv_dtype == "bf16" else model.dtype
+        kv_dtype = {"auto": model.dtype, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[options.kv_dtype]
         pages = cache_pages(text, options, max_context=loaded.max_context, dtype=kv_dtype, device=model.device)
         self.model_id, self.options, self.config = loaded.name, options, model.config
         self.max_context = min(loaded.max_context, pages * options.page_size)
@@ -222,7 +222,7 @@ class Engine(SkillCalls):
     def description(self) -> str:
         """A few lines for people: device, precision, memory, how much runs at once."""
         model, options = self._loaded.model, self.options
-        cache = self._cache.k.nbytes + self._cache.v.nbytes
+        cache = self._cache.nbytes
         positions = self._cache.k.shape[1] * options.page_size
         together = min(options.max_batch_size, positions // min(800, self.max_context))
         threads = f" ({torch.get_num_threads()} threads)" if model.device.type == "cpu" else ""

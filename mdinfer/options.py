@@ -19,7 +19,8 @@ class EngineConfig:
     dtype             "auto" (bfloat16 on CUDA; on a CPU float32 if it fits in half of the free memory,
                       else bfloat16), "float32", "bfloat16"
     experts           "auto" (as the checkpoint has them), "bf16" (unquantised, in `dtype`), "fp8"
-    kv_dtype          keys and values in the cache: "auto" (the model's dtype) or "bf16"
+    kv_dtype          keys and values in the cache: "auto" (the model's dtype), "bf16", or "fp8" (with a scale for
+                      each token and head: about half of bfloat16's memory)
     max_batch_size    sequences that run together
     kv_memory         bytes, a size such as "8GiB", or "auto"
     max_context       positions one sequence may take; None: the checkpoint's own limit
@@ -36,7 +37,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     experts: Literal["auto", "bf16", "fp8"] = "auto"
-    kv_dtype: Literal["auto", "bf16"] = "auto"
+    kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     max_batch_size: int = 64
     kv_memory: int | str = "auto"
     max_context: int | None = None
@@ -54,7 +55,7 @@ class EngineConfig:
             raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", found {self.device!r}')
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8"))
-        _choice("kv_dtype", self.kv_dtype, ("auto", "bf16"))
+        _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
         for name in ("exif", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from mdinfer.config import TextConfig
-from mdinfer.kernels import AttentionBatch, TokenPlaces
+from mdinfer.kernels import AttentionBatch, LayerCache, TokenPlaces
+
+FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +30,42 @@ class ForwardBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class KVCache:
-    """Keys and values of all layers, each (layers, P, H, L, K)."""
+    """Keys and values of all layers, each (layers, P, H, L, K); where they are fp8, scales (layers, P, H, L)."""
 
     k: torch.Tensor
     v: torch.Tensor
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
 
     @staticmethod
     def bytes_per_page(layers: int, heads: int, head_dim: int, page_size: int, dtype: torch.dtype) -> int:
-        return 2 * layers * heads * head_dim * page_size * dtype.itemsize
+        row = head_dim * dtype.itemsize + (4 if dtype == FP8 else 0)
+        return 2 * layers * heads * page_size * row
 
     @classmethod
     def allocate(
         cls, config: TextConfig, *, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """Memory for `pages` pages, unset; a page's heads are apart, so that one head reads one run of it."""
-        shape = (config.n_layers, pages, config.n_heads, page_size, config.head_dim)
-        return cls(k=torch.empty(shape, dtype=dtype, device=device), v=torch.empty(shape, dtype=dtype, device=device))
+        rows = (config.n_layers, pages, config.n_heads, page_size)
+        k, v = (torch.empty(*rows, config.head_dim, dtype=dtype, device=device) for _ in "kv")
+        if dtype != FP8:
+            return cls(k=k, v=v)
+        k_scale, v_scale = (torch.empty(rows, dtype=torch.float32, device=device) for _ in "kv")
+        return cls(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
+
+    def layer(self, i: int) -> LayerCache:
+        return LayerCache(
+            k=self.k[i],
+            v=self.v[i],
+            k_scale=None if self.k_scale is None else self.k_scale[i],
+            v_scale=None if self.v_scale is None else self.v_scale[i],
+        )
+
+    @property
+    def page_size(self) -> int:
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.k, self.v, self.k_scale, self.v_scale) if t is not None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import TextConfig
-from mdinfer.kernels import linear, paged_attention, qkv_epilogue, rope_table
+from mdinfer.kernels import LayerCache, add_layer_norm, linear, paged_attention, qkv_epilogue, rope_table
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
 from mdinfer.model.moe import ExpertMlp
@@ -31,9 +31,9 @@ class Attention(nn.Module):
         self.tau = Tau(config, dtype=dtype, device=device)
         self.proj = Linear(config.dim, config.dim, dtype=dtype, device=device)
 
-    def forward(self, h: torch.Tensor, batch: ForwardBatch, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.places, k, v)
-        out: torch.Tensor = self.proj(paged_attention(q, k, v, batch.attention).flatten(1))
+    def forward(self, h: torch.Tensor, batch: ForwardBatch, cache: LayerCache) -> torch.Tensor:
+        q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.places, cache)
+        out: torch.Tensor = self.proj(paged_attention(q, cache, batch.attention).flatten(1))
         return out
 
 
@@ -56,10 +56,9 @@ class Block(nn.Module):
             else Mlp(config.dim, config.ff_dim, config.dim, dtype=dtype, device=device)
         )
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        h = self.ln(x)
-        out: torch.Tensor = x + self.attn(h, batch, k, v) + self.mlp(h)
-        return out
+    def forward(self, h: torch.Tensor, batch: ForwardBatch, cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both branches of the normalised rows `h`; whoever holds x adds them to it."""
+        return self.attn(h, batch, cache), self.mlp(h)
 
 
 class TextDecoder(nn.Module):
@@ -86,10 +85,14 @@ class TextDecoder(nn.Module):
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
-        x = batch.x
+        x, h = batch.x, self.blocks[0].ln(batch.x)
         for i, block in enumerate(self.blocks):
-            x = block(x, batch, cache.k[i], cache.v[i])
-        return x.index_select(0, batch.last)
+            attention, mlp = block(h, batch, cache.layer(i))
+            if i < len(self.blocks) - 1:
+                following = self.blocks[i + 1].ln
+                x, h = add_layer_norm(x, attention, mlp, following.weight, following.bias)
+        x, attention, mlp = (rows.index_select(0, batch.last) for rows in (x, attention, mlp))
+        return (x.float() + attention + mlp).to(x.dtype)
 
     def logits(self, hidden: torch.Tensor, first: int | None = None) -> torch.Tensor:
         """(B, V), or only the `first` ids' (B, first)."""

@@ -9,15 +9,22 @@ import pytest
 import torch
 
 from mdinfer.kernels import (
+    LayerCache,
+    ExpertWeights,
+    Routing,
+    TokenKind,
     TokenPlaces,
     decode_coordinate,
     decode_size,
+    encode_values,
     layer_norm,
     moe_experts,
     moe_route,
     qkv_epilogue,
+    region_values,
     rope_table,
 )
+from mdinfer.kernels.region import coordinate_logits, size_logits
 from mdinfer.model.layers import Mlp
 from tests.golden_data import CHECKPOINTS, model, tensors
 
@@ -41,7 +48,7 @@ def epilogue(
     cache = torch.zeros(2, 1, H, T, K)
     table = rope_table(int(positions.max()) + 1, K, "cpu")
     places = TokenPlaces.of(positions, torch.zeros(T, dtype=torch.int64), torch.arange(T), table)
-    q = qkv_epilogue(qkv_TX, tau_wqwv, alpha, places, cache[0], cache[1])
+    q = qkv_epilogue(qkv_TX, tau_wqwv, alpha, places, LayerCache(k=cache[0], v=cache[1]))
     return q, cache[0, 0].transpose(0, 1)
 
 
@@ -76,11 +83,11 @@ def test_one_moe_layer(name: str) -> None:
     layer = model(name).get_submodule(f"text.blocks.{text.moe.start_layer}.mlp")
     logits = layer.get_submodule("router")(golden["moe.in"])
     assert worst(logits, golden["moe.router_logits"]) <= 1e-4
-    experts, weights = moe_route(logits, text.moe.experts_per_token)
-    assert torch.equal(experts, golden["moe.topk_idx"])
-    assert worst(weights, golden["moe.topk_gate"]) <= 1e-4
+    routing = moe_route(logits, text.moe.experts_per_token)
+    assert torch.equal(routing.experts, golden["moe.topk_idx"])
+    assert worst(routing.weights, golden["moe.topk_gate"]) <= 1e-4
     assert worst(layer(golden["moe.in"]), golden["moe.out"]) <= 1e-4
-    for i in range(len(experts)):  # one token alone takes another way through the kernel
+    for i in range(len(logits)):  # one token alone takes another way through the kernel
         assert worst(layer(golden["moe.in"][i : i + 1]), golden["moe.out"][i : i + 1]) <= 1e-4
 
 
@@ -98,8 +105,9 @@ def test_the_dense_gelu_is_tanh_and_that_of_experts_and_tau_is_exact() -> None:
     for parameter, value in zip(dense.parameters(), (1.0, 0.0, 1.0, 0.0), strict=True):
         parameter.fill_(value)
     assert worst(dense(x)[:, 0], golden["gelu.tanh"]) <= 1e-5
-    rows = torch.zeros(len(x), 1, dtype=torch.int64)
-    expert = moe_experts(x, rows, torch.ones(len(x), 1), torch.tensor([[[1.0], [0.0]]]), torch.ones(1, 1, 1))
+    routing = Routing(experts=torch.zeros(len(x), 1, dtype=torch.int64), weights=torch.ones(len(x), 1))
+    weights = ExpertWeights(fc1=torch.tensor([[[1.0], [0.0]]]), fc2=torch.ones(1, 1, 1))
+    expert = moe_experts(x, routing, weights)
     assert worst(expert[:, 0], golden["gelu.exact"]) <= 1e-5
 
     qkv, wq = torch.zeros(len(x), 12), torch.zeros(2, 12)  # one head of 4 dims, of which 2 are rotated
@@ -110,14 +118,18 @@ def test_the_dense_gelu_is_tanh_and_that_of_experts_and_tau_is_exact() -> None:
 
 def test_region_heads(name: str) -> None:
     golden, region = tensors(name, "region"), model(name).region
-    assert worst(region.coordinate_logits(golden["hidden"]), golden["coord_logits"]) <= 1e-4
-    assert worst(region.size_logits(golden["hidden"]), golden["size_logits"]) <= 1e-4
-    assert worst(region.encode_coordinates(golden["coord_values"][:, None]), golden["coord_emb"]) <= 1e-4
-    assert worst(region.encode_sizes(golden["size_values"]), golden["size_emb"]) <= 1e-4
+    heads, (coord, size) = region.heads(), region.encoders()
+    hidden = golden["hidden"]
+    assert worst(coordinate_logits(hidden, heads), golden["coord_logits"]) <= 1e-4
+    assert worst(size_logits(hidden, heads), golden["size_logits"]) <= 1e-4
+    assert worst(encode_values(golden["coord_values"][:, None], coord), golden["coord_emb"]) <= 1e-4
+    assert worst(encode_values(golden["size_values"], size), golden["size_emb"]) <= 1e-4
+    kinds = torch.full((len(hidden),), int(TokenKind.COORD))
     bins = golden["coord_logits"].argmax(dim=-1)
-    assert torch.equal(region.decode_coordinates(golden["hidden"]), bins / 1024)
+    assert torch.equal(region_values(hidden, kinds, heads)[:, 0], bins / 1024)
     sizes = golden["size_bin_values"][golden["size_logits"].argmax(dim=-1)]
-    assert worst(region.decode_sizes(golden["hidden"]), sizes) <= 1e-6
+    kinds.fill_(int(TokenKind.SIZE))
+    assert worst(region_values(hidden, kinds, heads), sizes) <= 1e-6
 
 
 def test_every_bin_has_its_value(name: str) -> None:

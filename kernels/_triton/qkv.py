@@ -1,0 +1,247 @@
+"""Between the QKV product and attention, in two launches.
+
+The first multiplies gelu(qkv) with Wq and Wv; the row of X inputs is cut into shares, since few programs that read
+all of it would take longer than the memory. The second adds the shares up, which keeps their order fixed, and does
+all the rest: temperatures, rotary positions, scaling, the write into pages.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from mdinfer.kernels._triton.float8 import LARGEST, bits, float_to_e4m3
+from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
+from mdinfer.kernels.cache import LayerCache
+from mdinfer.kernels.quantise import SMALLEST
+from mdinfer.kernels.qkv import TokenPlaces
+
+# Rows of a tile by the number of rows: 16 is the least that a matrix unit takes. Blocks of 64 inputs keep the
+# weights of 64 outputs at 8 KiB a stage, and leave no register to spill. Four heads a program in the second launch: 256 numbers each of q, k and v,
+# and eight times as many programs as tokens. Not measured.
+CONFIGS = {
+    "few": Config(blocks={"BLOCK_M": 16, "BLOCK_X": 64}, warps=4, stages=4),
+    "many": Config(blocks={"BLOCK_M": 64, "BLOCK_X": 64}, warps=4, stages=3),
+    "float32": Config(blocks={"BLOCK_M": 16, "BLOCK_X": 32}, warps=4, stages=1),
+    "write": Config(blocks={"BLOCK_H": 4}, warps=4, stages=1),
+}
+_FEW_ROWS = 64
+_PROGRAMS = 2  # a processor, that the row is cut for
+_MOST_SHARES = 32
+
+
+@triton.jit
+def tau_product_kernel(
+    qkv_ptr,
+    bias_ptr,
+    weight_ptr,
+    parts_ptr,
+    T,
+    per_share,
+    X: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BIAS: tl.constexpr,
+    DOT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    share = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    outputs = tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(share * per_share, tl.minimum(X, (share + 1) * per_share), BLOCK_X):
+        inputs = start + tl.arange(0, BLOCK_X)
+        inside = inputs < X
+        at = rows.to(tl.int64)[:, None] * X + inputs[None, :]
+        z = tl.load(qkv_ptr + at, mask=(rows < T)[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        if BIAS:
+            z += tl.load(bias_ptr + inputs, mask=inside, other=0.0).to(tl.float32)[None, :]
+        f = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+        there = (outputs < N)[:, None] & inside[None, :]
+        weight = tl.load(weight_ptr + outputs[:, None] * X + inputs[None, :], mask=there, other=0.0)
+        total = tl.dot(f.to(DOT), tl.trans(weight.to(DOT)), total, input_precision="ieee")
+    at = (share.to(tl.int64) * T + rows)[:, None] * N + outputs[None, :]
+    tl.store(parts_ptr + at, total, mask=(rows < T)[:, None] & (outputs < N)[None, :])
+
+
+@triton.jit
+def _tau(parts_ptr, row, stride, column, real, position, N: tl.constexpr, SHARES: tl.constexpr):
+    """tanh of the product's column for each head, plus the position's term."""
+    product = tl.zeros(column.shape, tl.float32)
+    for share in range(SHARES):
+        at = row * N + share * stride + column
+        product += tl.load(parts_ptr + at, mask=real, other=0.0)
+    # tanh by the exponential of a number that is not positive, which cannot overflow; NaN stays.
+    e = tl.exp(-2.0 * tl.abs(product))
+    size = (1.0 - e) / (1.0 + e)
+    return tl.where(product < 0, -size, size) + position
+
+
+@triton.jit
+def _store_rows(cache_ptr, scale_ptr, slot, x, real, dims, K: tl.constexpr, LARGEST, SMALLEST, FP8: tl.constexpr, NATIVE: tl.constexpr):  # fmt: skip
+    """Rows x (heads, K) to a token's slots, one a head."""
+    at = slot[:, None] * K + dims[None, :]
+    if FP8:
+        scale = tl.div_rn(tl.max(tl.abs(x), axis=1), LARGEST)
+        scale = tl.where(scale < SMALLEST, 1.0, scale)
+        # The maximum passes over NaN; the scale must not.
+        scale = tl.where(tl.max((x != x).to(tl.int32), axis=1) > 0, float("nan"), scale)
+        tl.store(scale_ptr + slot, scale, mask=tl.max(real.to(tl.int32), axis=1) > 0)
+        tl.store(
+            cache_ptr + at, float_to_e4m3(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)), NATIVE), mask=real
+        )
+    else:
+        tl.store(cache_ptr + at, x.to(cache_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def qkv_write_kernel(
+    qkv_ptr,
+    bias_ptr,
+    parts_ptr,
+    alpha_ptr,
+    log_ptr,
+    rope_ptr,
+    page_ptr,
+    slot_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    stride,
+    largest,
+    smallest,
+    H: tl.constexpr,
+    L: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SHARES: tl.constexpr,
+    BIAS: tl.constexpr,
+    FP8: tl.constexpr,
+    NATIVE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    dims = tl.arange(0, BLOCK_K)
+    known = heads < H
+    real = known[:, None] & (dims < K)[None, :]
+    QUARTER: tl.constexpr = K // 4
+    turned = dims < 2 * QUARTER
+
+    alpha = tl.load(alpha_ptr + heads, mask=known, other=0.0).to(tl.float32)
+    position = 0.5 + 1.0 / (1.0 + tl.exp(-alpha * tl.load(log_ptr + token)))
+    tau_q = _tau(parts_ptr, token, stride, heads, known, position, 2 * H, SHARES)
+    tau_v = _tau(parts_ptr, token, stride, heads + H, known, position, 2 * H, SHARES)
+
+    # y = x cos + partner sin, where the partner of i in the first quarter is -(i + K/4), in the second i - K/4.
+    angle = rope_ptr + token * 2 * QUARTER + dims % QUARTER
+    cos = tl.load(angle, mask=turned, other=1.0)[None, :]
+    sin = tl.load(angle + QUARTER, mask=turned, other=0.0)
+    sin = tl.where(dims < QUARTER, -sin, sin)[None, :]
+    partner = tl.where(dims < QUARTER, dims + QUARTER, tl.where(turned, dims - QUARTER, dims))
+
+    at, beside = heads[:, None] * K + dims[None, :], heads[:, None] * K + partner[None, :]
+    source = qkv_ptr + token * 3 * H * K
+    q, q_beside = (tl.load(source + at, mask=real, other=0.0), tl.load(source + beside, mask=real, other=0.0))
+    k, k_beside = (tl.load(source + H * K + at, mask=real, other=0.0), tl.load(source + H * K + beside, mask=real, other=0.0))  # fmt: skip
+    v = tl.load(source + 2 * H * K + at, mask=real, other=0.0).to(tl.float32)
+    q, q_beside, k, k_beside = q.to(tl.float32), q_beside.to(tl.float32), k.to(tl.float32), k_beside.to(tl.float32)
+    if BIAS:
+        q += tl.load(bias_ptr + at, mask=real, other=0.0).to(tl.float32)
+        q_beside += tl.load(bias_ptr + beside, mask=real, other=0.0).to(tl.float32)
+        k += tl.load(bias_ptr + H * K + at, mask=real, other=0.0).to(tl.float32)
+        k_beside += tl.load(bias_ptr + H * K + beside, mask=real, other=0.0).to(tl.float32)
+        v += tl.load(bias_ptr + 2 * H * K + at, mask=real, other=0.0).to(tl.float32)
+
+    q = (q * cos + q_beside * sin) * tau_q[:, None]
+    tl.store(q_ptr + token * H * K + at, q.to(q_ptr.dtype.element_ty), mask=real)
+    page = tl.load(page_ptr + token)
+    if page >= 0:
+        slot = (page * H + heads) * L + tl.load(slot_ptr + token)
+        _store_rows(k_ptr, k_scale_ptr, slot, k * cos + k_beside * sin, real, dims, K, largest, smallest, FP8, NATIVE)
+        _store_rows(v_ptr, v_scale_ptr, slot, v * tau_v[:, None], real, dims, K, largest, smallest, FP8, NATIVE)
+
+
+def qkv_epilogue(
+    qkv_TX: torch.Tensor,
+    tau_wqwv: torch.Tensor,
+    tau_alpha: torch.Tensor,
+    places: TokenPlaces,
+    cache: LayerCache,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    assert qkv_TX.is_contiguous() and tau_wqwv.is_contiguous()
+    T, X = qkv_TX.shape
+    H, L, K = cache.k.shape[1:]
+    target = target_of(qkv_TX)
+    config = _config(qkv_TX)
+    tiles = -(-T // config.blocks["BLOCK_M"])
+    shares, per_share = _shares(X, tiles, config.blocks["BLOCK_X"], target)
+    parts = torch.empty(shares, T, 2 * H, dtype=torch.float32, device=qkv_TX.device)
+    q_THK = torch.empty(T, H, K, dtype=qkv_TX.dtype, device=qkv_TX.device)
+    launch(
+        tau_product_kernel,
+        (tiles, shares),
+        qkv_TX,
+        bias,
+        tau_wqwv,
+        parts,
+        T,
+        per_share,
+        X=X,
+        N=2 * H,
+        BLOCK_N=max(16, power_of_2(2 * H)),
+        BIAS=bias is not None,
+        DOT=dot_type(qkv_TX.dtype),
+        config=config,
+    )
+    write = CONFIGS["write"]
+    launch(
+        qkv_write_kernel,
+        (T, -(-H // write.blocks["BLOCK_H"])),
+        qkv_TX,
+        bias,
+        parts,
+        tau_alpha,
+        places.log,
+        places.rope,
+        places.page,
+        places.slot,
+        q_THK,
+        bits(cache.k),
+        bits(cache.v),
+        cache.k_scale,
+        cache.v_scale,
+        parts.stride(0),
+        LARGEST,
+        SMALLEST,
+        H=H,
+        L=L,
+        K=K,
+        BLOCK_K=power_of_2(K),
+        SHARES=shares,
+        BIAS=bias is not None,
+        FP8=cache.k_scale is not None,
+        NATIVE=target.native_fp8,
+        config=write,
+    )
+    return q_THK
+
+
+def _config(qkv_TX: torch.Tensor) -> Config:
+    if qkv_TX.dtype == torch.float32:
+        return CONFIGS["float32"]
+    return CONFIGS["few" if len(qkv_TX) <= _FEW_ROWS else "many"]
+
+
+def _shares(X: int, tiles: int, block: int, target: Target) -> tuple[int, int]:
+    """How many shares a row is cut into (a power of 2, so that few variants are compiled), and inputs of each."""
+    blocks = -(-X // block)
+    shares = 1
+    while shares < _MOST_SHARES and 2 * shares <= blocks and 2 * shares * tiles <= _PROGRAMS * target.processors:
+        shares *= 2
+    return shares, -(-blocks // shares) * block
