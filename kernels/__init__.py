@@ -13,13 +13,14 @@ Shape letters, used in names such as `x_TD`:
 
 from mdinfer.kernels.attention import AttentionBatch, paged_attention
 from mdinfer.kernels.embedding import TokenKind, input_embeddings
+from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_residual
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.moe import moe_experts, moe_route
 from mdinfer.kernels.norm import add_layer_norm, layer_norm
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
 from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
-from mdinfer.kernels.vision import crop_attention, crop_patches, pooled_map
+from mdinfer.kernels.vision import crop_attention, crop_patches, joined_map
 
 __all__ = [
     "AttentionBatch",
@@ -29,19 +30,23 @@ __all__ = [
     "TokenKind",
     "TokenPlaces",
     "add_layer_norm",
+    "bias_gelu",
+    "bias_residual",
     "crop_attention",
     "crop_patches",
     "decode_coordinate",
     "decode_size",
     "fourier_features",
     "input_embeddings",
+    "joined_map",
     "layer_norm",
     "linear",
+    "linear_gelu",
+    "linear_residual",
     "moe_experts",
     "moe_route",
     "nucleus",
     "paged_attention",
-    "pooled_map",
     "qkv_epilogue",
     "rope_table",
     "sample",

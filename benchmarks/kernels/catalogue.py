@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import norm
+from benchmarks.kernels import epilogue, norm, vision
 from benchmarks.kernels.case import Case
 
-FAMILIES = {"norm": norm.cases}
+FAMILIES = {"epilogue": epilogue.cases, "norm": norm.cases, "vision": vision.cases}
 
 
 def all_cases(families: list[str] | None = None) -> list[Case]:

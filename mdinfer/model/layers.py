@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from mdinfer.kernels import layer_norm, linear
+from mdinfer.kernels import layer_norm, linear, linear_gelu, linear_residual
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -43,6 +42,10 @@ class Mlp(nn.Module):
         self.fc1 = Linear(dim, inner, dtype=dtype, device=device)
         self.fc2 = Linear(inner, outputs, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """The residual is added where there is one."""
+        inner = linear_gelu(x, self.fc1.weight, self.fc1.bias)
+        if residual is not None:
+            return linear_residual(inner, self.fc2.weight, self.fc2.bias, residual)
+        out: torch.Tensor = self.fc2(inner)
         return out

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from mdinfer.kernels import pooled_map
+from mdinfer.kernels import joined_map
 from tests.golden_data import CHECKPOINTS, crops_of, data, model, tensors
 
 TOLERANCE = 1e-4
@@ -28,8 +28,8 @@ def run(name: str, stem: str) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
             out = tower.crop_features(crops)
             seen["vision.out"] = out
-            seen["vision.pooled"] = pooled_map(out[1:], tiling, 4)
-            seen["vision.projected"] = tower.project(out, tiling)
+            seen["vision.pooled"] = joined_map(out, tiling, 4)[:, out.shape[2] :]
+            seen["vision.projected"] = tower.project([(out, tiling)])[0]
     finally:
         for hook in hooks:
             hook.remove()
@@ -75,3 +75,17 @@ def test_pictures_together_and_in_parts_are_the_same() -> None:
     for stem, one, other in zip(facts, together, in_parts, strict=True):
         assert worst(one, tensors("tiny-a", "vision")[f"{stem}.projected"]) <= TOLERANCE
         assert worst(other, tensors("tiny-a", "vision")[f"{stem}.projected"]) <= TOLERANCE
+
+
+def test_padded_patches_embed_as_they_are() -> None:
+    """In bfloat16 588 columns are padded to 592; the parameter that checkpoints fill is the part without padding."""
+    embedding = model("tiny-a", torch.bfloat16).vision.patch_emb
+    assert embedding.padded.shape == (144, 592) and not embedding.padded[:, 588:].any()
+    weight = model("tiny-a", torch.bfloat16).weights()["vision.patch_emb.weight"]
+    assert weight.shape == (144, 588) and torch.equal(weight, embedding.padded[:, :588])
+    crops = crops_of(data("tiny-a", "vision")["p_640x480"]["image"], (1, 1))[:1]
+    positions = torch.zeros(1, 729, 144, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        found = embedding(crops, positions)
+        exact = model("tiny-a").vision.patch_emb(crops, positions.float())
+    assert (found - exact).norm() < 2**-8 * exact.norm()
