@@ -43,8 +43,8 @@ def joined_map_kernel(
 ):  # fmt: skip
     """tall, wide: at least as many rows and columns as any bin takes."""
     ACROSS: tl.constexpr = (C + COLUMNS - 1) // COLUMNS
-    position = tl.program_id(0) // ACROSS * POSITIONS + tl.arange(POSITIONS)
-    columns = tl.program_id(0) % ACROSS * COLUMNS + tl.arange(COLUMNS)[None, :]
+    position = tl.program_id(0) // ACROSS * POSITIONS + tl.arange(0, POSITIONS)
+    columns = tl.program_id(0) % ACROSS * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (position < G * G)[:, None] & (columns < C)
     at = position[:, None] * C + columns
     out_ptr += at + position[:, None] * C
