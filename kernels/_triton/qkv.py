@@ -14,17 +14,17 @@ import triton.language as tl
 from mdinfer.kernels._triton.float8 import LARGEST, bits, float_to_e4m3
 from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
 from mdinfer.kernels.cache import LayerCache
-from mdinfer.kernels.quantise import SMALLEST
 from mdinfer.kernels.qkv import TokenPlaces
+from mdinfer.kernels.quantise import SMALLEST
 
 # Rows of a tile by the number of rows: 16 is the least that a matrix unit takes. Blocks of 64 inputs keep the
-# weights of 64 outputs at 8 KiB a stage, and leave no register to spill. Four heads a program in the second launch: 256 numbers each of q, k and v,
-# and eight times as many programs as tokens. Not measured.
+# weights of 64 outputs at 8 KiB a stage, and leave no register to spill. In the second launch four pairs of token and
+# head a program: 256 numbers each of q, k and v, and eight programs a token of the real model. Not measured.
 CONFIGS = {
     "few": Config(blocks={"BLOCK_M": 16, "BLOCK_X": 64}, warps=4, stages=4),
     "many": Config(blocks={"BLOCK_M": 64, "BLOCK_X": 64}, warps=4, stages=3),
     "float32": Config(blocks={"BLOCK_M": 16, "BLOCK_X": 32}, warps=4, stages=1),
-    "write": Config(blocks={"BLOCK_H": 4}, warps=4, stages=1),
+    "write": Config(blocks={"ROWS": 4}, warps=4, stages=1),
 }
 _FEW_ROWS = 64
 _PROGRAMS = 2  # a processor, that the row is cut for
@@ -80,18 +80,39 @@ def _tau(parts_ptr, row, stride, column, real, position, N: tl.constexpr, SHARES
 
 
 @triton.jit
-def _store_rows(cache_ptr, scale_ptr, slot, x, real, dims, K: tl.constexpr, LARGEST, SMALLEST, FP8: tl.constexpr, NATIVE: tl.constexpr):  # fmt: skip
-    """Rows x (heads, K) to a token's slots, one a head."""
+def _numbers(qkv_ptr, bias_ptr, token, at, real, X: tl.constexpr, BIAS: tl.constexpr):
+    """float32 of each pair's columns `at` in its token's row."""
+    x = tl.load(qkv_ptr + (token * X)[:, None] + at, mask=real, other=0.0).to(tl.float32)
+    if BIAS:
+        x += tl.load(bias_ptr + at, mask=real, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _store_rows(
+    cache_ptr,
+    scale_ptr,
+    slot,
+    x,
+    kept,
+    real,
+    dims,
+    K: tl.constexpr,
+    largest,
+    smallest,
+    FP8: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    """Rows x (pairs, K) to their slots."""
     at = slot[:, None] * K + dims[None, :]
     if FP8:
-        scale = tl.div_rn(tl.max(tl.abs(x), axis=1), LARGEST)
-        scale = tl.where(scale < SMALLEST, 1.0, scale)
+        scale = tl.div_rn(tl.max(tl.abs(x), axis=1), largest)
+        scale = tl.where(scale < smallest, 1.0, scale)
         # The maximum passes over NaN; the scale must not.
         scale = tl.where(tl.max((x != x).to(tl.int32), axis=1) > 0, float("nan"), scale)
-        tl.store(scale_ptr + slot, scale, mask=tl.max(real.to(tl.int32), axis=1) > 0)
-        tl.store(
-            cache_ptr + at, float_to_e4m3(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)), NATIVE), mask=real
-        )
+        tl.store(scale_ptr + slot, scale, mask=kept)
+        quotient = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
+        tl.store(cache_ptr + at, float_to_e4m3(quotient, NATIVE), mask=real)
     else:
         tl.store(cache_ptr + at, x.to(cache_ptr.dtype.element_ty), mask=real)
 
@@ -111,6 +132,7 @@ def qkv_write_kernel(
     v_ptr,
     k_scale_ptr,
     v_scale_ptr,
+    T,
     stride,
     largest,
     smallest,
@@ -122,48 +144,46 @@ def qkv_write_kernel(
     BIAS: tl.constexpr,
     FP8: tl.constexpr,
     NATIVE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token, head = (pair // H).to(tl.int64), pair % H
     dims = tl.arange(0, BLOCK_K)
-    known = heads < H
+    known = token < T
     real = known[:, None] & (dims < K)[None, :]
     QUARTER: tl.constexpr = K // 4
     turned = dims < 2 * QUARTER
 
-    alpha = tl.load(alpha_ptr + heads, mask=known, other=0.0).to(tl.float32)
-    position = 0.5 + 1.0 / (1.0 + tl.exp(-alpha * tl.load(log_ptr + token)))
-    tau_q = _tau(parts_ptr, token, stride, heads, known, position, 2 * H, SHARES)
-    tau_v = _tau(parts_ptr, token, stride, heads + H, known, position, 2 * H, SHARES)
+    alpha = tl.load(alpha_ptr + head, mask=known, other=0.0).to(tl.float32)
+    position = 0.5 + 1.0 / (1.0 + tl.exp(-alpha * tl.load(log_ptr + token, mask=known, other=0.0)))
+    tau_q = _tau(parts_ptr, token, stride, head, known, position, 2 * H, SHARES)
+    tau_v = _tau(parts_ptr, token, stride, head + H, known, position, 2 * H, SHARES)
 
     # y = x cos + partner sin, where the partner of i in the first quarter is -(i + K/4), in the second i - K/4.
-    angle = rope_ptr + token * 2 * QUARTER + dims % QUARTER
-    cos = tl.load(angle, mask=turned, other=1.0)[None, :]
-    sin = tl.load(angle + QUARTER, mask=turned, other=0.0)
-    sin = tl.where(dims < QUARTER, -sin, sin)[None, :]
+    angle = rope_ptr + (token * 2 * QUARTER)[:, None] + (dims % QUARTER)[None, :]
+    turning = known[:, None] & turned[None, :]
+    cos = tl.load(angle, mask=turning, other=1.0)
+    sin = tl.load(angle + QUARTER, mask=turning, other=0.0)
+    sin = tl.where((dims < QUARTER)[None, :], -sin, sin)
     partner = tl.where(dims < QUARTER, dims + QUARTER, tl.where(turned, dims - QUARTER, dims))
 
-    at, beside = heads[:, None] * K + dims[None, :], heads[:, None] * K + partner[None, :]
-    source = qkv_ptr + token * 3 * H * K
-    q, q_beside = (tl.load(source + at, mask=real, other=0.0), tl.load(source + beside, mask=real, other=0.0))
-    k, k_beside = (tl.load(source + H * K + at, mask=real, other=0.0), tl.load(source + H * K + beside, mask=real, other=0.0))  # fmt: skip
-    v = tl.load(source + 2 * H * K + at, mask=real, other=0.0).to(tl.float32)
-    q, q_beside, k, k_beside = q.to(tl.float32), q_beside.to(tl.float32), k.to(tl.float32), k_beside.to(tl.float32)
-    if BIAS:
-        q += tl.load(bias_ptr + at, mask=real, other=0.0).to(tl.float32)
-        q_beside += tl.load(bias_ptr + beside, mask=real, other=0.0).to(tl.float32)
-        k += tl.load(bias_ptr + H * K + at, mask=real, other=0.0).to(tl.float32)
-        k_beside += tl.load(bias_ptr + H * K + beside, mask=real, other=0.0).to(tl.float32)
-        v += tl.load(bias_ptr + 2 * H * K + at, mask=real, other=0.0).to(tl.float32)
-
+    row = (head * K)[:, None]
+    at, beside = row + dims[None, :], row + partner[None, :]
+    q = _numbers(qkv_ptr, bias_ptr, token, at, real, 3 * H * K, BIAS)
+    q_beside = _numbers(qkv_ptr, bias_ptr, token, beside, real, 3 * H * K, BIAS)
     q = (q * cos + q_beside * sin) * tau_q[:, None]
-    tl.store(q_ptr + token * H * K + at, q.to(q_ptr.dtype.element_ty), mask=real)
-    page = tl.load(page_ptr + token)
-    if page >= 0:
-        slot = (page * H + heads) * L + tl.load(slot_ptr + token)
-        _store_rows(k_ptr, k_scale_ptr, slot, k * cos + k_beside * sin, real, dims, K, largest, smallest, FP8, NATIVE)
-        _store_rows(v_ptr, v_scale_ptr, slot, v * tau_v[:, None], real, dims, K, largest, smallest, FP8, NATIVE)
+    tl.store(q_ptr + (token * H * K)[:, None] + at, q.to(q_ptr.dtype.element_ty), mask=real)
+
+    page = tl.load(page_ptr + token, mask=known, other=-1)
+    slot = (page * H + head) * L + tl.load(slot_ptr + token, mask=known, other=0)
+    kept = page >= 0
+    real = real & kept[:, None]
+    k = _numbers(qkv_ptr, bias_ptr, token, H * K + at, real, 3 * H * K, BIAS)
+    k_beside = _numbers(qkv_ptr, bias_ptr, token, H * K + beside, real, 3 * H * K, BIAS)
+    k = k * cos + k_beside * sin
+    _store_rows(k_ptr, k_scale_ptr, slot, k, kept, real, dims, K, largest, smallest, FP8, NATIVE)
+    v = _numbers(qkv_ptr, bias_ptr, token, 2 * H * K + at, real, 3 * H * K, BIAS) * tau_v[:, None]
+    _store_rows(v_ptr, v_scale_ptr, slot, v, kept, real, dims, K, largest, smallest, FP8, NATIVE)
 
 
 def qkv_epilogue(
@@ -202,7 +222,7 @@ def qkv_epilogue(
     write = CONFIGS["write"]
     launch(
         qkv_write_kernel,
-        (T, -(-H // write.blocks["BLOCK_H"])),
+        (-(-T * H // write.blocks["ROWS"]),),
         qkv_TX,
         bias,
         parts,
@@ -216,6 +236,7 @@ def qkv_epilogue(
         bits(cache.v),
         cache.k_scale,
         cache.v_scale,
+        T,
         parts.stride(0),
         LARGEST,
         SMALLEST,
