@@ -12,13 +12,15 @@ Shape letters, used in names such as `x_TD`:
 """
 
 from mdinfer.kernels.attention import AttentionBatch, paged_attention
-from mdinfer.kernels.embedding import TokenKind, input_embeddings
+from mdinfer.kernels.cache import LayerCache
+from mdinfer.kernels.embedding import TokenKind, ValueEncoder, encode_values, fourier_features, input_embeddings
 from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_residual
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.moe import moe_experts, moe_route
 from mdinfer.kernels.norm import add_layer_norm, layer_norm
+from mdinfer.kernels.pages import copy_pages
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
-from mdinfer.kernels.region import decode_coordinate, decode_size, fourier_features
+from mdinfer.kernels.region import RegionHeads, decode_coordinate, decode_size, region_values
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, joined_map
 
@@ -26,16 +28,21 @@ __all__ = [
     "AttentionBatch",
     "DecodeTable",
     "Draws",
+    "LayerCache",
+    "RegionHeads",
     "Sampled",
     "TokenKind",
     "TokenPlaces",
+    "ValueEncoder",
     "add_layer_norm",
     "bias_gelu",
     "bias_residual",
+    "copy_pages",
     "crop_attention",
     "crop_patches",
     "decode_coordinate",
     "decode_size",
+    "encode_values",
     "fourier_features",
     "input_embeddings",
     "joined_map",
@@ -48,6 +55,7 @@ __all__ = [
     "nucleus",
     "paged_attention",
     "qkv_epilogue",
+    "region_values",
     "rope_table",
     "sample",
     "uniform",

@@ -5,31 +5,41 @@ token leads to. In state s, with the barred logits at minus infinity:
     temperature 0:  the largest logit; a tie goes to the lower id, except where plain text is barred: there the
                     higher id wins, so that a tie between stopping and going on goes on
     otherwise:      softmax(logits / temperature), cut to the nucleus, inverted at one uniform number
-The nucleus keeps a token while the sum of the likelier ones is at most top_p.
+The nucleus keeps a token while the sum of the likelier ones is at most top_p. Inversion lays tokens out from the
+likeliest, equal ones by id; where top_p is 1 or more, by id alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from mdinfer.kernels import dispatch
 
 CONTROL_IDS = 16
 PLAIN = CONTROL_IDS  # the class of every id from 16 on
 _LIKELIEST = 256
-_COLDEST = 1e-30  # below, a difference of logits over the temperature may leave float32; both are greedy
+COLDEST = 1e-30  # below, a difference of logits over the temperature may leave float32; both are greedy
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTable:
     """allowed (states, 17) bool; follows (states, 17) int64, the next state; kinds (states, 17) int64, TokenKind.
 
-    Columns are token classes: the id itself below 16, `PLAIN` for all others.
+    Columns are token classes: the id itself below 16, `PLAIN` for all others. `masks` (states,) int32 holds the rows
+    of `allowed` as bits.
     """
 
     allowed: torch.Tensor
     follows: torch.Tensor
     kinds: torch.Tensor
+    masks: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        bits = torch.arange(CONTROL_IDS + 1, device=self.allowed.device)
+        masks = (self.allowed.long() << bits).sum(dim=1, dtype=torch.int32)
+        object.__setattr__(self, "masks", masks)
 
     def to(self, device: torch.device) -> DecodeTable:
         return DecodeTable(
@@ -39,27 +49,52 @@ class DecodeTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Per row, float32: temperature (0 is greedy), top_p, and a uniform number in [0, 1), see `uniform`."""
+    """Per row: temperature (0 is greedy) and top_p, float32, and where its uniform number in [0, 1) comes from.
+
+    Either `seeds` and `steps`, int64, see `uniform()`; or the number itself, float32.
+    """
 
     temperature: torch.Tensor
     top_p: torch.Tensor
-    uniform: torch.Tensor
+    seeds: torch.Tensor | None = None
+    steps: torch.Tensor | None = None
+    uniform: torch.Tensor | None = None
+
+    def numbers(self) -> torch.Tensor:
+        if self.uniform is not None:
+            return self.uniform
+        assert self.seeds is not None and self.steps is not None
+        return uniform(self.seeds, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Per row: the token, what its input row will be made of, the state it leads to, its log-probability.
+    """choice (4, B) int64: the token, what its input row will be made of (TokenKind), the state it leads to, soundness.
 
-    sound is False where the allowed logits held a NaN or no finite number: that row's token means nothing.
+    A row is sound (1) unless the allowed logits held a NaN or an infinite largest: then its token means nothing.
+    logprobs (B,), top_tokens and top_logprobs (B, count), all float32 but the tokens, where they were asked for.
     """
 
-    tokens: torch.Tensor
-    sound: torch.Tensor
-    kinds: torch.Tensor
-    states: torch.Tensor
+    choice: torch.Tensor
     logprobs: torch.Tensor | None
     top_tokens: torch.Tensor | None
     top_logprobs: torch.Tensor | None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        return self.choice[0]
+
+    @property
+    def kinds(self) -> torch.Tensor:
+        return self.choice[1]
+
+    @property
+    def states(self) -> torch.Tensor:
+        return self.choice[2]
+
+    @property
+    def sound(self) -> torch.Tensor:
+        return self.choice[3].bool()
 
 
 def sample(
@@ -75,11 +110,28 @@ def sample(
     where every row is greedy. `top_logprobs` asks for log-probabilities (at temperature 1, of what the state allows)
     of the choice and of that many likeliest tokens.
     """
+    assert logits_BV.dim() == 2 and logits_BV.shape[1] >= CONTROL_IDS, logits_BV.shape
+    assert states_B.shape == logits_BV.shape[:1], (states_B.shape, logits_BV.shape)
+    if dispatch.compiled(logits_BV):
+        from mdinfer.kernels._triton import sample as compiled
+
+        return compiled.sample(logits_BV, states_B, table, draws, top_logprobs)
+    return sample_torch(logits_BV, states_B, table, draws, top_logprobs)
+
+
+def sample_torch(
+    logits_BV: torch.Tensor,
+    states_B: torch.Tensor,
+    table: DecodeTable,
+    draws: Draws | None = None,
+    top_logprobs: int | None = None,
+) -> Sampled:
+    """The torch body of `sample`."""
     logits, peak, tokens = _masked_greedy(logits_BV.float(), table.allowed[states_B])
     if draws is not None:
         warm = draws.temperature > 0
-        divisor = torch.where(warm, draws.temperature, 1.0).clamp(min=_COLDEST)[:, None]
-        drawn = _draw((logits - peak[:, None]) / divisor, draws.top_p, draws.uniform)
+        divisor = torch.where(warm, draws.temperature, 1.0).clamp(min=COLDEST)[:, None]
+        drawn = _draw((logits - peak[:, None]) / divisor, draws.top_p, draws.numbers())
         tokens = torch.where(warm, drawn, tokens)
     column = tokens.clamp(max=PLAIN)
     logprobs = top_ids = top_values = None
@@ -88,10 +140,9 @@ def sample(
         logprobs = every.gather(1, tokens[:, None])[:, 0]
         top_values, top_ids = every.topk(min(top_logprobs, every.shape[1]), dim=-1)
     return Sampled(
-        tokens=tokens,
-        sound=peak.isfinite(),
-        kinds=table.kinds[states_B, column],
-        states=table.follows[states_B, column],
+        choice=torch.stack(
+            (tokens, table.kinds[states_B, column], table.follows[states_B, column], peak.isfinite().long())
+        ),
         logprobs=logprobs,
         top_tokens=top_ids,
         top_logprobs=top_values,

@@ -14,7 +14,7 @@ import torch
 
 from mdinfer.decode_table import TEXT_STATES, VALUE_STATES, decode_table
 from mdinfer.image import Crops
-from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, input_embeddings, sample, uniform
+from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, input_embeddings, sample
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
@@ -26,7 +26,7 @@ class Runner:
     def __init__(self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
-        self._page_size = cache.k.shape[3]
+        self._page_size = cache.page_size
         self._vision_crops = vision_crops
         table = decode_table(model.config.tokenizer)
         self.follows: list[list[int]] = table.follows.tolist()
@@ -66,7 +66,8 @@ class Runner:
             else:
                 rows = input_embeddings(self.model.text.wte, tokens)
             parts.append(rows)
-        starts = np.cumsum([0, *(len(s.prompt) for s in plan.prefill), *(1 for _ in plan.decode)], dtype=np.int32)
+        queries = tuple(len(s.prompt) for s in plan.prefill) + (1,) * len(plan.decode)
+        starts = np.cumsum((0, *queries), dtype=np.int32)
         position, page, slot, visible = self._tensor(self._rows(plan))
         return ForwardBatch(
             x=torch.cat(parts) if len(parts) > 1 else parts[0],
@@ -75,6 +76,7 @@ class Runner:
                 starts=self._tensor(starts),
                 pages=self._tensor(_page_table(plan.sequences)),
                 visible=visible.to(torch.int32),
+                queries=queries,
             ),
             last=self._tensor(starts[1:] - 1),
         )
@@ -119,10 +121,9 @@ class Runner:
         values = None
         if any(s.state in VALUE_STATES for s in sequences):
             values = self.model.decode_values(hidden, chosen.kinds)
-        following = torch.stack((chosen.tokens, chosen.kinds, chosen.states, chosen.sound.long()))
-        read = _read(sequences, following, chosen, values)
+        read = _read(sequences, chosen, values)
         # What the next step starts from changes last: a step that fails before can be done over.
-        self._next[:, slots] = following[:3]
+        self._next[:, slots] = chosen.choice[:3]
         if values is not None:
             self._values[slots] = values
         return read
@@ -131,7 +132,7 @@ class Runner:
         numbers = [(s.sampling.temperature, s.sampling.top_p) for s in sequences]
         temperature, top_p = self._tensor(np.array(numbers, dtype=np.float32).T.copy())
         seeds, steps = self._tensor(np.array([(s.sampling.seed, len(s.sampled)) for s in sequences]).T.copy())
-        return Draws(temperature=temperature, top_p=top_p, uniform=uniform(seeds, steps))
+        return Draws(temperature=temperature, top_p=top_p, seeds=seeds, steps=steps)
 
     def _tensor(self, values: npt.NDArray[np.generic] | list[int]) -> torch.Tensor:
         array = np.asarray(values)
@@ -145,10 +146,8 @@ def _page_table(sequences: Seq[Sequence]) -> npt.NDArray[np.int32]:
     return table
 
 
-def _read(
-    sequences: Seq[Sequence], following: torch.Tensor, chosen: Sampled, values: torch.Tensor | None
-) -> list[SampledToken]:
-    tokens, kinds, _, sound = following.tolist()
+def _read(sequences: Seq[Sequence], chosen: Sampled, values: torch.Tensor | None) -> list[SampledToken]:
+    tokens, kinds, _, sound = chosen.choice.tolist()
     pairs = values.tolist() if values is not None else [(0.0, 0.0)] * len(tokens)
     logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
     if chosen.top_tokens is not None and chosen.top_logprobs is not None:

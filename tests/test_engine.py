@@ -19,7 +19,7 @@ from PIL import Image
 
 import mdinfer
 from mdinfer import Caption, Chat, Detect, Engine, Event, Point, Query, Result
-from mdinfer.kernels import uniform
+from mdinfer.kernels import DecodeTable, Draws, Sampled, sample
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
@@ -266,11 +266,12 @@ def test_each_tokens_number_comes_from_its_seed_and_its_place(
     """Over a trace and its answer alike: place 0, 1, 2, ... in the sequence, whatever was sampled there."""
     calls: list[tuple[list[int], list[int]]] = []
 
-    def recording(seeds: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        calls.append((seeds.tolist(), steps.tolist()))
-        return uniform(seeds, steps)
+    def recording(logits: torch.Tensor, states: torch.Tensor, table: DecodeTable, draws: Draws, *rest: Any) -> Sampled:
+        assert draws.seeds is not None and draws.steps is not None and draws.uniform is None
+        calls.append((draws.seeds.tolist(), draws.steps.tolist()))
+        return sample(logits, states, table, draws, *rest)
 
-    monkeypatch.setattr("mdinfer.runner.uniform", recording)
+    monkeypatch.setattr("mdinfer.runner.sample", recording)
     result = engine_a.query(None, "cat?", reasoning=True, temperature=0.5, seed=2**64 - 3, max_tokens=9)
     assert result.usage.completion_tokens <= 9
     assert calls == [([-3], [place]) for place in range(len(calls))]

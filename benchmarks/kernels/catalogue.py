@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import epilogue, norm, vision
+from benchmarks.kernels import attention, epilogue, norm, region, sample, vision
 from benchmarks.kernels.case import Case
 
-FAMILIES = {"epilogue": epilogue.cases, "norm": norm.cases, "vision": vision.cases}
+FAMILIES = {
+    "attention": attention.cases,
+    "epilogue": epilogue.cases,
+    "norm": norm.cases,
+    "region": region.cases,
+    "sample": sample.cases,
+    "vision": vision.cases,
+}
 
 
 def all_cases(families: list[str] | None = None) -> list[Case]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import ModelConfig
-from mdinfer.kernels import TokenKind, input_embeddings
+from mdinfer.kernels import input_embeddings, region_values
 from mdinfer.model.region import Region
 from mdinfer.model.text import TextDecoder
 from mdinfer.model.vision import VisionTower
@@ -49,29 +49,8 @@ class Moondream(nn.Module):
         tokens (T,) int64, kinds (T,) TokenKind, values (T, 2) float32 (a coordinate in column 0, or a size);
         images (M, D): features of the M positions of kind IMAGE, in order.
         """
-        replaced, rows = [], []
-        for kind in (TokenKind.COORD, TokenKind.SIZE, TokenKind.IMAGE):
-            where = (kinds == kind).nonzero()[:, 0]
-            if not len(where):
-                continue
-            replaced.append(where)
-            if kind == TokenKind.COORD:
-                rows.append(self.region.encode_coordinates(values[where, :1]))
-            elif kind == TokenKind.SIZE:
-                rows.append(self.region.encode_sizes(values[where]))
-            else:
-                assert images is not None and len(images) == len(where)
-                rows.append(images)
-        if not replaced:
-            return input_embeddings(self.text.wte, tokens)
-        return input_embeddings(self.text.wte, tokens, torch.cat(replaced), torch.cat(rows))
+        return input_embeddings(self.text.wte, tokens, kinds, values, self.region.encoders(), images)
 
     def decode_values(self, hidden: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """(B, 2) float32: the coordinate in column 0, or width and height, or zeros, by each row's TokenKind."""
-        values = torch.zeros(hidden.shape[0], 2, device=hidden.device)
-        coord, size = kinds == TokenKind.COORD, kinds == TokenKind.SIZE
-        if bool(coord.any()):
-            values[coord, 0] = self.region.decode_coordinates(hidden[coord])
-        if bool(size.any()):
-            values[size] = self.region.decode_sizes(hidden[size])
-        return values
+        return region_values(hidden, kinds, self.region.heads())

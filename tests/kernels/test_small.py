@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from mdinfer.kernels import TokenKind, decode_coordinate, decode_size, fourier_features, input_embeddings, layer_norm
+from mdinfer.kernels import (
+    RegionHeads,
+    TokenKind,
+    ValueEncoder,
+    decode_coordinate,
+    decode_size,
+    encode_values,
+    fourier_features,
+    input_embeddings,
+    layer_norm,
+    region_values,
+)
 from tests.kernels.compare import randn, rms_ratio, to_array
 
 
@@ -37,13 +48,53 @@ def test_layer_norm_refuses_another_width() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_input_rows_are_tokens_except_where_replaced(dtype: torch.dtype) -> None:
-    table, tokens, rows = randn(20, 6).to(dtype), torch.tensor([3, 0, 19, 3, 7]), randn(2, 6, seed=1)
-    found = input_embeddings(table, tokens, torch.tensor([4, 1]), rows)
-    want = [table[3], rows[1].to(dtype), table[19], table[3], rows[0].to(dtype)]
+def test_input_rows_by_kind(dtype: torch.dtype) -> None:
+    D = 6
+    table, tokens, images = randn(20, D).to(dtype), torch.tensor([3, 0, 19, 3, 7, 0]), randn(2, D, seed=1)
+    coord, size = (
+        ValueEncoder(
+            features=randn(n, 4, seed=n), weight=randn(D, 8, seed=2 + n).to(dtype), bias=randn(D, seed=4 + n).to(dtype)
+        )
+        for n in (1, 2)
+    )
+    kinds = torch.tensor([0, 3, 2, 0, 1, 3])
+    values = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    found = input_embeddings(table, tokens, kinds, values, (coord, size), images)
     assert found.dtype == dtype
-    assert torch.equal(found, torch.stack(want))
+    rows = images.to(dtype)
+    number, pair = encode_values(values[4:5, :1], coord)[0], encode_values(values[2:3], size)[0]
+    assert torch.equal(found, torch.stack([table[3], rows[0], pair, table[3], number, rows[1]]))
     assert torch.equal(input_embeddings(table, tokens), table[tokens])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_value_is_encoded_by_its_features(n: int) -> None:
+    encoder = ValueEncoder(features=randn(n, 8, seed=1), weight=randn(6, 16, seed=2), bias=randn(6, seed=3))
+    values = torch.rand(5, n, generator=torch.Generator().manual_seed(0))
+    angle = 2 * np.pi * to_array(values) @ to_array(encoder.features)
+    want = np.concatenate((np.cos(angle), np.sin(angle)), axis=1) @ to_array(encoder.weight).T + to_array(encoder.bias)
+    assert rms_ratio(encode_values(values, encoder), want) < 1e-5
+
+
+def test_region_values_by_kind() -> None:
+    """Weights of one column for each bin, so that the likeliest bin is the hidden state's largest entry."""
+    D, bins = 8, 4
+    sides = torch.eye(D)
+    heads = RegionHeads(
+        norm_weight=torch.ones(D),
+        norm_bias=torch.zeros(D),
+        coord_weight=sides[:bins],
+        coord_bias=torch.zeros(bins),
+        size_weight=sides,
+        size_bias=torch.zeros(2 * bins),
+    )
+    hidden = torch.zeros(5, D)
+    hidden[0, 2], hidden[1, 1], hidden[1, 7], hidden[2, 3] = 9, 9, 9, 9
+    kinds = torch.tensor([TokenKind.COORD, TokenKind.SIZE, TokenKind.TEXT, TokenKind.COORD, TokenKind.IMAGE])
+    found = region_values(hidden, kinds, heads)
+    want = [[0.5, 0.0], [2 ** (10 / 3 - 10), 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    for row, expected in zip(found.tolist(), want, strict=True):
+        assert row == pytest.approx(expected, rel=1e-6)
 
 
 def test_token_kinds_are_pinned() -> None:
