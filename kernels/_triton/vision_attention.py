@@ -38,8 +38,9 @@ _LEAST = 16  # rows, columns and inner size of a tile that is multiplied
 
 @triton.jit
 def _load(
-    ptr, rows, ROW: tl.constexpr, P: tl.constexpr, FIRST: tl.constexpr, SIZE: tl.constexpr, K: tl.constexpr, TAIL
-):
+    ptr, rows, ROW: tl.constexpr, P: tl.constexpr, FIRST: tl.constexpr, SIZE: tl.constexpr, K: tl.constexpr,
+    TAIL: tl.constexpr,
+):  # fmt: skip
     """(rows, SIZE): columns FIRST.. of a head, zero beyond its K; in a TAIL also beyond the crop's P rows."""
     columns = FIRST + tl.arange(0, SIZE)
     at = ptr + rows[:, None] * ROW + columns[None, :]
