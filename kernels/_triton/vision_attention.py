@@ -30,8 +30,9 @@ CONFIGS = {
     90: Config(blocks={"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, stages=3),
     120: Config(blocks={"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, stages=2),
 }
-# No shipped model has a head dim above 128, or is in float32 on a GPU: sizes that do not spill.
-WIDE = Config(blocks={"BLOCK_M": 32, "BLOCK_N": 16}, warps=4, stages=2)
+# No shipped model has a head dim above 128 or is in float32 on a GPU: sizes for correctness, which do not spill at 256
+# and, in float32, at 72.
+WIDE = Config(blocks={"BLOCK_M": 32, "BLOCK_N": 16}, warps=8, stages=2)
 FLOAT32 = Config(blocks={"BLOCK_M": 16, "BLOCK_N": 16}, warps=8, stages=1)
 _LEAST = 16  # rows, columns and inner size of a tile that is multiplied
 
