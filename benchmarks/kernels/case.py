@@ -20,6 +20,7 @@ class Case:
     inputs   makes the arguments on a device; on "meta", which has no values, nothing may depend on one
     run      the compiled body; its results are a tensor or a tuple of tensors, those that it writes into included
     twin     the same results from the same arguments, computed in float32 or float64
+    seen     makes of `run`'s results and its arguments what the twin gives, where they are not the same
     bound    the relative RMS error allowed between the two, with `why`; of whole numbers, the share that may differ
     rivals   library operations that do the same work (or, said in the name, less of it)
     bytes    that have to move, once each way, and `flops` that have to be done
@@ -34,6 +35,7 @@ class Case:
     twin: Call
     bound: float
     why: str
+    seen: Call | None = None
     rivals: dict[str, Call] = field(default_factory=dict)
     bytes: int = 0
     flops: int = 0

@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--no-rivals", action="store_true", help="time the kernels alone")
     options = arguments.parse_args(argv)
     cases = chosen(options)
-    pairs = [(case.name, who) for case in cases for who in (_KERNEL, *({} if options.no_rivals else case.rivals))]
+    pairs = [(case.name, _KERNEL) for case in cases]
+    if not options.no_rivals:
+        pairs += [(case.name, who) for case in cases for who in case.rivals]
     items = [(name, who, options.device) for name, who in [(_CEILINGS, ""), *pairs]]
     found = each(_measure, items, apart=on_gpu(options.device), budget_s=options.budget)
     ceiling = next(found)

@@ -10,7 +10,7 @@ import torch
 from benchmarks.aot import CHIPS
 from benchmarks.kernels.case import Call, Case
 from benchmarks.kernels.catalogue import all_cases
-from benchmarks.kernels.check import _tensors
+from benchmarks.kernels.check import tensors
 from mdinfer.kernels._triton.launch import recorded
 
 CASES = all_cases()
@@ -24,7 +24,7 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_case_is_complete(case: Case) -> None:
-    assert 0 <= case.bound < 0.1 and case.why
+    assert 0 <= case.bound <= 0.1 and case.why
     assert case.bytes or case.flops
     if case.bar:
         of, share = case.bar
@@ -35,11 +35,12 @@ def test_a_case_is_complete(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_twin_and_rivals_take_the_inputs(case: Case) -> None:
     """As far as tensors without values go; the twin's results have the shapes of the kernel's."""
-    inputs = case.inputs(torch.device("meta"))
     with recorded(run=False, target=H100.target):
-        shapes = [tensor.shape for tensor in _tensors(case.run(*inputs))]
+        inputs = case.inputs(torch.device("meta"))
+        results = case.run(*inputs)
+    shapes = [tensor.shape for tensor in tensors(results)]
     twin = _without_values(case.twin, inputs)
-    assert twin is None or [tensor.shape for tensor in _tensors(twin)] == shapes
+    assert twin is None or case.seen or [tensor.shape for tensor in tensors(twin)] == shapes
     for rival in case.rivals.values():
         _without_values(rival, inputs)
 
@@ -48,7 +49,7 @@ def _without_values(call: Call, inputs: tuple[Any, ...]) -> Any:
     """None where a value is needed."""
     try:
         return call(*inputs)
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, ValueError) as error:
         if "meta" not in str(error).lower():
             raise
         return None

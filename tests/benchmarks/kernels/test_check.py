@@ -145,3 +145,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (result["benchmark"], result["seed"]) == ("check", 5)
     assert [bool(record["fault"]) for record in result["results"]] == [False, True, True]
     assert "3 cases, 2 with faults, seed 5" in capsys.readouterr().out
+
+
+def test_waits_are_errors_on_a_gpu_after_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    seen: list[str] = []
+    made = case(run=lambda x: seen.append(modes[-1]) or 2 * x, inputs=lambda device: (torch.randn(4, 64),))  # type: ignore[func-returns-value]
+    assert check.check_case(made, torch.device("cuda"), seed=0)["fault"] == ""
+    assert seen == ["default", "error", "error"]
+    assert modes[-1] == "default"
