@@ -8,10 +8,11 @@ from benchmarks.kernels.case import Case, Inputs, randn
 from mdinfer.kernels import RegionHeads, TokenKind, ValueEncoder
 from mdinfer.kernels._triton import embedding, region
 from mdinfer.kernels.embedding import encode_values, input_embeddings_torch
-from mdinfer.kernels.region import coordinate_logits, region_values_torch
+from mdinfer.kernels.norm import layer_norm_torch
+from mdinfer.kernels.region import coordinate_logits, decode_coordinate, decode_size
 
 _D, _V, _BINS, _COORD_F, _SIZE_F = 2048, 51200, 1024, 128, 256
-_VALUES_WHY = "a bin next to the likeliest may win where both logits are within a rounding of h to bfloat16"
+_VALUES_WHY = "exact, but for a rounding of h to the other side, which may let the second of two close bins win"
 _INPUT_WHY = "bfloat16 results, and features kept in float32 where the twin's are too"
 
 
@@ -50,8 +51,13 @@ def _values(name: str, kinds: list[TokenKind]) -> Case:
         return randn(B, _D, device=device), _kinds(kinds, device), heads
 
     def twin(hidden: torch.Tensor, kinds: torch.Tensor, heads: RegionHeads) -> torch.Tensor:
-        wide = {field: getattr(heads, field).float() for field in RegionHeads.__dataclass_fields__}
-        return region_values_torch(hidden.float(), kinds, RegionHeads(**wide))
+        """With h rounded as the kernel's is, and products in float32."""
+        h = layer_norm_torch(hidden, heads.norm_weight, heads.norm_bias).float()
+        coords = decode_coordinate(h @ heads.coord_weight.float().T + heads.coord_bias.float())
+        sizes = h @ heads.size_weight.float().T + heads.size_bias.float()
+        values = torch.zeros(B, 2, device=hidden.device)
+        values[:, 0] = torch.where(kinds == TokenKind.COORD, coords, 0.0)
+        return torch.where((kinds == TokenKind.SIZE)[:, None], decode_size(sizes.view(B, 2, -1)), values)
 
     coords, sizes = kinds.count(TokenKind.COORD), kinds.count(TokenKind.SIZE)
     weights = (_BINS if coords else 0) + (2 * _BINS if sizes else 0)
