@@ -174,24 +174,21 @@ def _epilogue(T: int, stored: torch.dtype) -> Case:
         weights = randn(2 * H, X, device=device, scale=X**-0.5), randn(H, device=device, dtype=torch.float32)
         return randn(T, X, device=device), *weights, places, _cache(count, stored, device)
 
-    def written(q: torch.Tensor, cache: LayerCache) -> tuple[torch.Tensor, ...]:
+    def seen(q: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
         """What the call leaves behind; of fp8 the numbers, since two nearly equal ones may be rounded apart."""
-        k, v = cache.pages(list(range(count)))
+        k, v = args[-1].pages(list(range(count)))
         return q, k, v
 
-    def run(z: Any, wqwv: Any, alpha: Any, places: Any, cache: LayerCache) -> tuple[torch.Tensor, ...]:
-        q = qkv.qkv_epilogue(z, wqwv, alpha, places, cache, None)
-        return (q,) if z.is_meta else written(q, cache)
-
     def twin(z: Any, wqwv: Any, alpha: Any, places: Any, cache: LayerCache) -> tuple[torch.Tensor, ...]:
-        return written(qkv_epilogue_torch(z.float(), wqwv.float(), alpha, places, cache), cache)
+        return seen(qkv_epilogue_torch(z.float(), wqwv.float(), alpha, places, cache), cache)
 
     row = K * stored.itemsize + (4 if stored == FP8 else 0)
     return Case(
         op="qkv_epilogue",
         shape=f"{T}-{'fp8' if stored == FP8 else 'bf16'}",
         inputs=inputs,
-        run=run,
+        run=lambda *args: qkv.qkv_epilogue(*args, None),
+        seen=seen,
         twin=twin,
         bound=1e-2 if stored == FP8 else 6e-3,
         why=_CACHE_WHY if stored == FP8 else _WHY,
@@ -215,11 +212,11 @@ def _copy(count: int, stored: torch.dtype) -> Case:
 
     def run(whole: torch.Tensor, source: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         pages.copy_pages(whole, source, into)
-        return whole.float() if not whole.is_meta else whole
+        return whole
 
     def twin(whole: torch.Tensor, source: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         copy_pages_torch(whole, source, into)
-        return whole.float()
+        return whole
 
     return Case(
         op="copy_pages",
