@@ -16,7 +16,7 @@ from mdinfer.kernels.cache import LayerCache
 from mdinfer.kernels.embedding import TokenKind, ValueEncoder, encode_values, fourier_features, input_embeddings
 from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_residual
 from mdinfer.kernels.linear import linear
-from mdinfer.kernels.moe import moe_experts, moe_route
+from mdinfer.kernels.moe import ExpertWeights, Routing, moe_experts, moe_route
 from mdinfer.kernels.norm import add_layer_norm, layer_norm
 from mdinfer.kernels.pages import copy_pages
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
@@ -28,8 +28,10 @@ __all__ = [
     "AttentionBatch",
     "DecodeTable",
     "Draws",
+    "ExpertWeights",
     "LayerCache",
     "RegionHeads",
+    "Routing",
     "Sampled",
     "TokenKind",
     "TokenPlaces",

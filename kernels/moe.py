@@ -1,49 +1,125 @@
 """Mixture of experts: who takes a token, and what they make of it.
 
-route:    the A largest logits, ties to the lower expert; weights are the softmax over those A, in float32
+route:    the A largest of logits + bias, ties to the lower expert; weights are the softmax over those A, in float32
 experts:  y[t] = sum over chosen e of w[t, e] * fc2[e] (gelu_erf(u) * (g + 1)),  (u, g) = halves of fc1[e] x[t]
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
+from mdinfer.kernels import dispatch
 from mdinfer.kernels.linear import linear
+from mdinfer.kernels.quantise import quantise_rows
+
+Activations = Literal["plain", "fp8"]
 
 
-def moe_route(logits_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(experts_TA int64, weights_TA float32), likeliest first."""
-    values, experts = torch.sort(logits_TE.float(), dim=-1, descending=True, stable=True)
-    return experts[:, :experts_per_token], torch.softmax(values[:, :experts_per_token], dim=-1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Who takes which token.
+
+    experts  (T, A) integers (int64 of the torch body, int32 of the compiled one), distinct in a row, likeliest first
+    weights  (T, A) float32
+    counts   (blocks, E) int32, the tokens of each block that an expert takes; for the compiled body of `moe_experts`,
+             which needs it where `grouped` holds
+    """
+
+    experts: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """The experts of a layer: fc1 (E, 2I, D), fc2 (E, D, I), in the dtype of the activations.
+
+    Or both in float8_e4m3fn, with float32 scales per output channel: fc1_scale (E, 2I), fc2_scale (E, D).
+    """
+
+    fc1: torch.Tensor
+    fc2: torch.Tensor
+    fc1_scale: torch.Tensor | None = None
+    fc2_scale: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        E, D, inner = self.fc2.shape
+        assert self.fc1.shape == (E, 2 * inner, D), (self.fc1.shape, self.fc2.shape)
+        assert (self.fc1_scale is None) == (self.fc2_scale is None) == (self.fc1.dtype.itemsize > 1)
+
+
+def grouped(T: int, A: int, E: int) -> bool:
+    """Whether rows are put in expert order; fewer than one an expert on average are taken one by one.
+
+    Up to there (T = 8 in the published model) experts that two rows share are few, and the second read of their
+    weights comes from the chip's cache, whose bandwidth is at most about twice the memory's. Not measured.
+    """
+    return T * A > E
+
+
+def moe_route(logits_TE: torch.Tensor, experts_per_token: int, bias_E: torch.Tensor | None = None) -> Routing:
+    """Of logits in any float dtype. -0.0 ties with 0.0. NaN comes first: such a row's weights are NaN, its experts
+    distinct and in range like any other's.
+    """
+    assert 0 < experts_per_token <= logits_TE.shape[1], (logits_TE.shape, experts_per_token)
+    if dispatch.compiled(logits_TE):
+        from mdinfer.kernels._triton import moe_route as route
+
+        experts, weights, counts = route.moe_route(logits_TE, experts_per_token, bias_E)
+        return Routing(experts=experts, weights=weights, counts=counts)
+    return moe_route_torch(logits_TE, experts_per_token, bias_E)
+
+
+def moe_route_torch(logits_TE: torch.Tensor, experts_per_token: int, bias_E: torch.Tensor | None = None) -> Routing:
+    """The torch body of `moe_route`."""
+    logits = logits_TE.float() if bias_E is None else logits_TE.float() + bias_E.float()
+    values, experts = torch.sort(logits, dim=-1, descending=True, stable=True)
+    weights = torch.softmax(values[:, :experts_per_token], dim=-1)
+    return Routing(experts=experts[:, :experts_per_token], weights=weights)
 
 
 def moe_experts(
-    x_TD: torch.Tensor,
-    experts_TA: torch.Tensor,
-    weights_TA: torch.Tensor,
-    fc1: torch.Tensor,
-    fc2: torch.Tensor,
-    fc1_scale: torch.Tensor | None = None,
-    fc2_scale: torch.Tensor | None = None,
+    x_TD: torch.Tensor, routing: Routing, experts: ExpertWeights, activations: Activations = "plain"
 ) -> torch.Tensor:
-    """(T, D) in x's dtype; sums over experts are float32.
+    """(T, D) in x's dtype; sums over experts are float32, in the order of `routing`.
 
-    fc1 (E, 2I, D) and fc2 (E, D, I) in x's dtype, or float8_e4m3fn with float32 scales (E, 2I) and (E, D) per
-    output channel. The torch body gathers tokens per expert: work and memory grow with the tokens, not with E.
+    With activations "fp8" (for fp8 weights, where `grouped` holds; fewer rows stay as they are, for there the weights
+    are what costs) both products take their rows from `quantise_rows`. An expert that nobody takes is not read.
     """
-    T, A = experts_TA.shape
-    assert x_TD.shape[0] == T and fc1.shape[1] == 2 * fc2.shape[2] and (fc1_scale is None) == (fc2_scale is None)
-    x_RD, chosen, counts, order = _by_expert(x_TD, experts_TA)
+    T, A = routing.experts.shape
+    assert x_TD.shape == (T, experts.fc1.shape[2]) and routing.weights.shape == (T, A), (x_TD.shape, T, A)
+    assert activations == "plain" or experts.fc1_scale is not None, "fp8 activations go with fp8 experts"
+    if not dispatch.compiled(x_TD):
+        return moe_experts_torch(x_TD, routing, experts, activations)
+    if grouped(T, A, len(experts.fc1)):
+        from mdinfer.kernels._triton import moe_grouped
+
+        return moe_grouped.moe_experts(x_TD, routing, experts, activations)
+    from mdinfer.kernels._triton import moe_small
+
+    return moe_small.moe_experts(x_TD, routing, experts)
+
+
+def moe_experts_torch(
+    x_TD: torch.Tensor, routing: Routing, experts: ExpertWeights, activations: Activations = "plain"
+) -> torch.Tensor:
+    """The torch body of `moe_experts`. Gathers tokens per expert: work and memory grow with the tokens, not with E."""
+    T, A = routing.experts.shape
+    fp8 = activations == "fp8" and grouped(T, A, len(experts.fc1))
+    x_RD, chosen, counts, order = _by_expert(x_TD, routing.experts)
     y_RD = torch.empty(T * A, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
     start = 0
     for e, count in zip(chosen, counts, strict=True):
         end = start + count
-        y_RD[start:end] = _expert(x_RD[start:end], e, fc1, fc2, fc1_scale, fc2_scale)
+        y_RD[start:end] = _expert(x_RD[start:end], e, experts, fp8)
         start = end
     if order is not None:
         y_RD = torch.empty_like(y_RD).index_copy_(0, order, y_RD)
-    return torch.bmm(weights_TA[:, None], y_RD.view(T, A, x_TD.shape[1]).float())[:, 0].to(x_TD.dtype)
+    return torch.bmm(routing.weights[:, None], y_RD.view(T, A, x_TD.shape[1]).float())[:, 0].to(x_TD.dtype)
 
 
 def _by_expert(
@@ -59,19 +135,16 @@ def _by_expert(
     return x_TD[order // A], chosen.tolist(), counts.tolist(), order
 
 
-def _expert(
-    x: torch.Tensor,
-    e: int,
-    fc1: torch.Tensor,
-    fc2: torch.Tensor,
-    fc1_scale: torch.Tensor | None,
-    fc2_scale: torch.Tensor | None,
-) -> torch.Tensor:
-    u, g = _linear(x, fc1[e], None if fc1_scale is None else fc1_scale[e]).chunk(2, dim=-1)
-    return _linear(F.gelu(u) * (g + 1), fc2[e], None if fc2_scale is None else fc2_scale[e])
+def _expert(x: torch.Tensor, e: int, experts: ExpertWeights, fp8: bool) -> torch.Tensor:
+    scale1, scale2 = experts.fc1_scale, experts.fc2_scale
+    u, g = _linear(x, experts.fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
+    return _linear(F.gelu(u) * (g + 1), experts.fc2[e], None if scale2 is None else scale2[e], fp8)
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, fp8: bool) -> torch.Tensor:
     if scale is None:
         return linear(x, weight)
+    if fp8:
+        bits, row_scale = quantise_rows(x)
+        return (linear(bits.to(x.dtype), weight.to(x.dtype)).float() * row_scale[:, None] * scale).to(x.dtype)
     return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import MoEConfig
-from mdinfer.kernels import moe_experts, moe_route
+from mdinfer.kernels import ExpertWeights, moe_experts, moe_route
 from mdinfer.model.layers import Linear, empty
 
 
@@ -39,5 +39,6 @@ class ExpertMlp(nn.Module):
         self.fc2 = ExpertWeight(count, inner, dim, dtype=expert_dtype, device=device)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        experts, weights = moe_route(self.router(h), self.experts_per_token)
-        return moe_experts(h, experts, weights, self.fc1.weight, self.fc2.weight, self.fc1.scale, self.fc2.scale)
+        fc1, fc2 = self.fc1, self.fc2
+        experts = ExpertWeights(fc1=fc1.weight, fc2=fc2.weight, fc1_scale=fc1.scale, fc2_scale=fc2.scale)
+        return moe_experts(h, moe_route(self.router(h), self.experts_per_token), experts)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mdinfer.kernels import (
-    LayerCache,
     ExpertWeights,
+    LayerCache,
     Routing,
     TokenKind,
     TokenPlaces,

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from mdinfer.kernels import AttentionBatch, TokenKind, TokenPlaces, moe_route, qkv_epilogue
+from mdinfer.kernels import AttentionBatch, TokenKind, TokenPlaces, add_layer_norm, moe_route, qkv_epilogue
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
 from tests.golden_data import CHECKPOINTS, crops_of, data, model, tensors
@@ -63,6 +63,7 @@ class Pass:
                 starts=torch.tensor([0, count], dtype=torch.int32),
                 pages=self.pages[None].to(torch.int32),
                 visible=visible.to(torch.int32),
+                queries=(count,),
             ),
             last=torch.arange(count),
         )
@@ -105,24 +106,36 @@ def run(name: str, prompt: str) -> dict[str, torch.Tensor]:
 
     for i in range(built.config.text.n_layers):
         block = f"text.blocks.{i}"
-        record(block, f"hidden.{i}")
-        record(f"{block}.ln", f"layer{i}.ln")
+        record(f"{block}.ln", f"layer{i}.ln")  # is called for the first layer alone, see `recording_norm`
         record(f"{block}.attn", f"layer{i}.attn_out")
         record(f"{block}.attn.qkv", f"layer{i}.qkv")
         record(f"{block}.mlp", f"layer{i}.mlp_out")
         if built.config.text.is_moe(i):
             record(f"{block}.mlp.router", f"layer{i}.router_logits")
     queries: list[torch.Tensor] = []
+    between = 0
 
     def recording_epilogue(*args: Any) -> torch.Tensor:
         queries.append(qkv_epilogue(*args))
         return queries[-1]
 
+    def recording_norm(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Between two layers: what the first of them leaves, and the second one's normalised rows."""
+        nonlocal between
+        found = add_layer_norm(*args)
+        seen[f"hidden.{between}"], seen[f"layer{between + 1}.ln"] = found
+        between = (between + 1) % (built.config.text.n_layers - 1)
+        return found
+
+    last = f"hidden.{built.config.text.n_layers - 1}"
     try:
-        with torch.inference_mode():
+        with (
+            torch.inference_mode(),
+            mock.patch("mdinfer.model.text.add_layer_norm", recording_norm),
+        ):
             x, visible = prompt_rows(built, name, prompt)
             with mock.patch("mdinfer.model.text.qkv_epilogue", recording_epilogue):
-                hidden = forward(x, 0, visible)
+                seen[last] = hidden = forward(x, 0, visible)
             prefill = seen.copy()
             prefill |= {"hidden.in": x, "logits.all": built.text.logits(hidden)}
             prefill |= {f"q.{i}": q for i, q in enumerate(queries)}
@@ -133,7 +146,8 @@ def run(name: str, prompt: str) -> dict[str, torch.Tensor]:
             steps: dict[str, torch.Tensor] = {}
             for k, step in enumerate(info["decode"]):
                 assert step["position"] == len(x) + k
-                logits = built.text.logits(forward.token(step["input_token"], step["position"]))
+                seen[last] = forward.token(step["input_token"], step["position"])
+                logits = built.text.logits(seen[last])
                 steps |= {f"step{k}.{key}": value[0] for key, value in seen.items() if key.startswith("hidden")}
                 steps[f"step{k}.logits"] = logits[0]
     finally:
@@ -219,9 +233,9 @@ def test_routing_is_golden(name: str, prompt: str) -> None:
         logits = run(name, prompt)[key][golden[f"{prompt}.rows"]]
         if prompt == "txt":
             assert_near(logits, golden[f"txt.{key}"], key)
-        experts, weights = moe_route(logits, moe.experts_per_token)
-        assert torch.equal(experts, golden[f"{prompt}.layer{layer}.topk_idx"])
-        assert_near(weights, golden[f"{prompt}.layer{layer}.topk_gate"], f"layer {layer} gates")
+        routing = moe_route(logits, moe.experts_per_token)
+        assert torch.equal(routing.experts, golden[f"{prompt}.layer{layer}.topk_idx"])
+        assert_near(routing.weights, golden[f"{prompt}.layer{layer}.topk_gate"], f"layer {layer} gates")
 
 
 def test_keys_values_and_queries_of_a_text_prompt_are_golden() -> None:

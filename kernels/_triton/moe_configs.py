@@ -1,0 +1,63 @@
+"""How the grouped products are cut, by rows an expert, dtype and chip. Nothing here is measured yet."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from mdinfer.kernels._triton.launch import Config, Target, power_of_2
+
+# Rows of a tile by the rows an expert has on average. Below some 260 (bfloat16, H100) a product waits for weights,
+# not for tensor cores: tiles that are not full cost nothing there, second tiles of an expert read its weights from the
+# cache. Beyond, a tile of 128 is on average half empty once an expert: 20% of 256 rows.
+BLOCK_M = {12: 16, 24: 32, 192: 64, 1 << 31: 128}
+
+# Weight rows of a tile (BLOCK_N, for fc1 of each half) and warps, by BLOCK_M. With 128 rows the two halves of fc1 make a
+# 256 x 128 tile, 128 accumulators a thread at 8 warps: the most that fits without spills. The second is for fc1 of fp8
+# weights: their conversion, and with fp8 rows Hopper's second sums (see IMPRECISE), take more registers.
+CUTS = {16: (64, 64, 4), 32: (64, 64, 4), 64: (128, 128, 8), 128: (128, 64, 8)}
+_FLOAT32 = (32, 32, 4)  # no tensor cores: small tiles, and rows of a tile no more than 32
+
+# BLOCK_K: 128 bytes of a row of weights, a line of the cache; less where that leaves shared memory no room for three
+# stages: one in use, two on their way.
+_BYTES_K = 128
+_STAGES = range(3, 5)
+_RESERVE = 2048  # bytes that a kernel takes besides its stages: barriers
+# Few rows wait for memory: so many programs are to find room on a processor, that one starts while another ends.
+_PROGRAMS = {16: 3, 32: 3, 64: 1, 128: 1}
+
+SUM = Config(blocks={"BLOCK": 1024}, warps=4)  # 16 bytes a thread and load, four loads at once
+
+
+def block_rows(rows: int, E: int, dtype: torch.dtype) -> int:
+    """BLOCK_M for `rows` (token, choice) pairs over E experts."""
+    chosen = next(block for mean, block in BLOCK_M.items() if rows <= mean * E)
+    return min(chosen, 32) if dtype == torch.float32 else chosen
+
+
+@cache
+def product_config(
+    target: Target,
+    block_m: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    fp8: bool,
+    *,
+    halves: int,
+) -> Config:
+    """For `halves` tiles of weights (N, K) and one of rows; `fp8`: both operands are fp8."""
+    block_n, narrow, warps = _FLOAT32 if dtype == torch.float32 else CUTS[block_m]
+    block_n = max(16, min(narrow if weight_dtype.itemsize == 1 and halves == 2 else block_n, power_of_2(N)))
+    size = 1 if fp8 else dtype.itemsize
+    column = halves * block_n * weight_dtype.itemsize + block_m * size  # bytes of one of K
+    shared = (target.shared - _RESERVE) // (_PROGRAMS[block_m] if target.capability else 1)
+    least = 32 if fp8 else 16
+    block_k = max(least, min(_BYTES_K // weight_dtype.itemsize, power_of_2(K)))
+    while block_k > least and column * block_k * _STAGES[0] > shared:
+        block_k //= 2
+    stages = max(2, min(_STAGES[-1], shared // (column * block_k)))
+    blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    return Config(blocks=blocks, warps=warps, stages=stages)
