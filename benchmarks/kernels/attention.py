@@ -187,7 +187,7 @@ def _epilogue(T: int, stored: torch.dtype) -> Case:
         op="qkv_epilogue",
         shape=f"{T}-{'fp8' if stored == FP8 else 'bf16'}",
         inputs=inputs,
-        run=lambda *args: qkv.qkv_epilogue(*args, None),
+        run=lambda z, wqwv, alpha, places, cache: qkv.qkv_epilogue(z, wqwv, alpha, places, cache, None),
         seen=seen,
         twin=twin,
         bound=1e-2 if stored == FP8 else 6e-3,

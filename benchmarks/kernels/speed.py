@@ -1,7 +1,8 @@
 """How fast every kernel is at the model's real shapes: `python -m benchmarks.kernels.speed`.
 
-Beside each time stand the share it reaches of the chip's own measured ceilings and the library operations that do
-the same work. Exits with 1 where something fails to run; bars that are missed are listed.
+Beside each time stand the share it reaches of the chip's own measured ceilings, the time of a plain copy of as many
+bytes (which says what a start costs at small sizes), and the library operations that do the same work. Exits with 1
+where a kernel fails to run; bars that are missed are listed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.apart import Record, each
-from benchmarks.kernels.case import Case
+from benchmarks.kernels.case import Case, Inputs
 from benchmarks.kernels.command import chosen, named, on_gpu, parser
 from benchmarks.kernels.measure import Timer, calls_of, ceilings, rotated, timer_for
 from benchmarks.report import environment, table, write_json
 
-_CEILINGS, _KERNEL = "the chip's ceilings", "kernel"
+_CEILINGS, _KERNEL, _COPY = "the chip's ceilings", "kernel", "copy"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs = [(case.name, _KERNEL) for case in cases]
     if not options.no_rivals:
         pairs += [(case.name, who) for case in cases for who in case.rivals]
+        pairs += [(case.name, _COPY) for case in cases if case.bytes]
     items = [(name, who, options.device) for name, who in [(_CEILINGS, ""), *pairs]]
     found = each(_measure, items, apart=on_gpu(options.device), budget_s=options.budget)
     ceiling = next(found)
@@ -60,26 +62,42 @@ def _measure(name: str, who: str, device: str) -> Record:
 
 @torch.inference_mode()
 def time_of(case: Case, who: str, device: torch.device, timer: Timer) -> Record:
-    """ms of one call of the kernel or of the rival named, and the copies of its inputs that took turns."""
+    """ms of one call of the kernel, the rival named or the copy, and how many inputs took turns."""
     torch.manual_seed(0)  # rivals get what the kernel got
+    if who == _COPY:
+        case = _copy_of(case.bytes)
     inputs = rotated(case, device)
-    return {"ms": timer(calls_of(case.run if who == _KERNEL else case.rivals[who], inputs)), "copies": len(inputs)}
+    return {"ms": timer(calls_of(case.rivals.get(who, case.run), inputs)), "turns": len(inputs)}
+
+
+def _copy_of(count: int) -> Case:
+    """Half of the bytes read, half written."""
+
+    def inputs(device: torch.device) -> Inputs:
+        source = torch.randint(0, 256, (max(1, count // 2),), dtype=torch.uint8, device=device)
+        return torch.empty_like(source), source
+
+    return Case(
+        op="copy", shape="", inputs=inputs, run=torch.Tensor.copy_, twin=torch.clone, bound=0, why="", bytes=count
+    )
 
 
 def judged(case: Case, ceiling: Record, times: dict[str, Record]) -> Record:
     """One line of the report: rates and shares of the ceilings, rivals, and the bar."""
-    rivals = {who: times[who]["ms"] for who in case.rivals if times.get(who, {}).get("ms")}
+    ms = {who: time["ms"] for who, time in times.items() if time.get("ms")}
+    rivals = {who: ms[who] for who in case.rivals if who in ms}
     record: Record = {
         "case": case.name,
         "fault": times[_KERNEL].get("fault", ""),
-        "ms": times[_KERNEL].get("ms"),
-        "copies": times[_KERNEL].get("copies"),
+        "ms": ms.get(_KERNEL),
+        "copy_ms": ms.get(_COPY),
+        "turns": times[_KERNEL].get("turns"),
         "bytes_per_s": None,
         "flops_per_s": None,
         "of_copy": None,
         "of_matmul": None,
         "rivals": rivals,
-        "failed_rivals": {who: t["fault"] for who, t in times.items() if who != _KERNEL and t.get("fault")},
+        "failed_rivals": {who: t["fault"] for who, t in times.items() if who in case.rivals and t.get("fault")},
         "bar": case.bar and case.bar[1],
         "of": case.bar and case.bar[0],
         "share": None,
@@ -94,7 +112,7 @@ def judged(case: Case, ceiling: Record, times: dict[str, Record]) -> Record:
     if case.bar:
         of, bar = case.bar
         shares = {"bytes": record["of_copy"], "flops": record["of_matmul"]}
-        shares |= {who: ms / record["ms"] for who, ms in rivals.items()}
+        shares |= {who: time / record["ms"] for who, time in rivals.items()}
         if shares.get(of) is not None:
             record |= {"share": shares[of], "reached": shares[of] >= bar}
     return record
@@ -113,6 +131,7 @@ def _table(records: list[Record]) -> str:
         return [
             record["case"],
             _scaled(record["ms"], 1e3),
+            _scaled(record["copy_ms"], 1e3),
             _scaled(record["bytes_per_s"], 1e-9),
             _scaled(record["of_copy"], 100),
             _scaled(record["flops_per_s"], 1e-12),
@@ -123,7 +142,7 @@ def _table(records: list[Record]) -> str:
             f"{rivals[best] / record['ms']:.2f}" if best and record["ms"] else "-",
         ]
 
-    columns = ["case", "us", "GB/s", "% copy", "TFLOP/s", "% matmul", "bar", "best rival", "us", "x"]
+    columns = ["case", "us", "copy us", "GB/s", "% copy", "TFLOP/s", "% matmul", "bar", "best rival", "us", "x"]
     return table(columns, [row(record) for record in records])
 
 

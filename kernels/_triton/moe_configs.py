@@ -13,9 +13,9 @@ from mdinfer.kernels._triton.launch import Config, Target, power_of_2
 # cache. Beyond, a tile of 128 is on average half empty once an expert: 20% of 256 rows.
 BLOCK_M = {12: 16, 24: 32, 192: 64, 1 << 31: 128}
 
-# Weight rows of a tile (BLOCK_N, for fc1 of each half) and warps, by BLOCK_M. With 128 rows the two halves of fc1 make a
-# 256 x 128 tile, 128 accumulators a thread at 8 warps: the most that fits without spills. The second is for fc1 of fp8
-# weights: their conversion, and with fp8 rows Hopper's second sums (see IMPRECISE), take more registers.
+# Weight rows of a tile (BLOCK_N, for fc1 of each half) and warps, by BLOCK_M. With 128 rows the two halves of fc1 make
+# a 256 x 128 tile, 128 accumulators a thread at 8 warps: the most that fits without spills. The second is for fc1 of
+# fp8 weights: their conversion, and with fp8 rows Hopper's second sums (see IMPRECISE), take more registers.
 CUTS = {16: (64, 64, 4), 32: (64, 64, 4), 64: (128, 128, 8), 128: (128, 64, 8)}
 _FLOAT32 = (32, 32, 4)  # no tensor cores: small tiles, and rows of a tile no more than 32
 

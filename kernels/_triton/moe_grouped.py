@@ -35,7 +35,7 @@ def _operand(ptr, inside, EVEN: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.cons
         x = tl.load(ptr)
     else:
         x = tl.load(ptr, mask=inside, other=0)
-    if x.dtype == tl.uint8 and tl.float8e4nv == DOT:
+    if x.dtype == tl.uint8 and DOT == tl.float8e4nv:
         return x.to(tl.float8e4nv, bitcast=True)
     elif x.dtype == DOT:
         return x

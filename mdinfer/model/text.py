@@ -5,6 +5,8 @@ Per layer, h = ln(x):  x <- x + attn(h) + mlp(h).  The formulas of each operatio
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -85,12 +87,12 @@ class TextDecoder(nn.Module):
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
-        x, h = batch.x, self.blocks[0].ln(batch.x)
+        norms = [cast("LayerNorm", block.ln) for block in self.blocks]
+        x, h = batch.x, norms[0](batch.x)
         for i, block in enumerate(self.blocks):
             attention, mlp = block(h, batch, cache.layer(i))
             if i < len(self.blocks) - 1:
-                following = self.blocks[i + 1].ln
-                x, h = add_layer_norm(x, attention, mlp, following.weight, following.bias)
+                x, h = add_layer_norm(x, attention, mlp, norms[i + 1].weight, norms[i + 1].bias)
         x, attention, mlp = (rows.index_select(0, batch.last) for rows in (x, attention, mlp))
         return (x.float() + attention + mlp).to(x.dtype)
 

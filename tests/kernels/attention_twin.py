@@ -116,5 +116,5 @@ def run(
     found = body(q, filled, batch)
     assert found.dtype == dtype and found.shape == q.shape
     assert not found[T:].any()
-    k, v = numbers(filled.k, filled.k_scale), numbers(filled.v, filled.v_scale)
-    return rms_ratio(found[:T], twin(to_array(q[:T]), k, v, sequences, pages)) if T else 0.0
+    keys, values = numbers(filled.k, filled.k_scale), numbers(filled.v, filled.v_scale)
+    return rms_ratio(found[:T], twin(to_array(q[:T]), keys, values, sequences, pages)) if T else 0.0

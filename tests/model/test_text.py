@@ -119,7 +119,7 @@ def run(name: str, prompt: str) -> dict[str, torch.Tensor]:
         queries.append(qkv_epilogue(*args))
         return queries[-1]
 
-    def recording_norm(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def recording_norm(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Between two layers: what the first of them leaves, and the second one's normalised rows."""
         nonlocal between
         found = add_layer_norm(*args)

@@ -20,7 +20,7 @@ def judged(ms: float | None, rivals: dict[str, float | None] | None = None, **fi
     """The record of a case that took `ms`, and its rivals theirs; None is a fault."""
     rivals = rivals or {}
     made = case(rivals={name: lambda x: 2 * x for name in rivals}, **fields)
-    times = {who: {"ms": t, "copies": 2} if t else {"fault": "broken"} for who, t in {"kernel": ms, **rivals}.items()}
+    times = {who: {"ms": t, "turns": 2} if t else {"fault": "broken"} for who, t in {"kernel": ms, **rivals}.items()}
     return speed.judged(made, CEILINGS, times)
 
 
@@ -57,11 +57,22 @@ def test_the_timer_gets_the_kernel_or_the_rival_on_inputs_that_differ() -> None:
         return 1.5
 
     made = case(rivals={"triple": lambda x: 3 * x})
-    assert speed.time_of(made, "kernel", CPU, timer) == {"ms": 1.5, "copies": 2}
+    assert speed.time_of(made, "kernel", CPU, timer) == {"ms": 1.5, "turns": 2}
     speed.time_of(made, "triple", CPU, timer)
     (a, b), (c, d) = seen
     assert not torch.equal(a, b)
     torch.testing.assert_close((c, d), (1.5 * a, 1.5 * b))
+
+
+def test_the_copy_moves_as_many_bytes() -> None:
+    sizes: list[int] = []
+
+    def timer(calls: measure.Calls) -> float:
+        sizes.extend(len(call()) for call in calls)  # type: ignore[arg-type]
+        return 1.0
+
+    speed.time_of(case(bytes=4096), "copy", CPU, timer)
+    assert sizes == [2048, 2048]
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +87,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     result = json.loads(path.read_text())
     double, broken = result["results"]
     assert double["ms"] > 0 and set(double["rivals"]) == {"torch"} and "none" in double["failed_rivals"]
-    assert double["reached"] is False
+    assert double["reached"] is False and double["copy_ms"] > 0
     assert "AttributeError" in broken["fault"]
     assert result["ceilings"]["bytes_per_s"] > 0
     printed = capsys.readouterr().out

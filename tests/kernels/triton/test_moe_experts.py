@@ -42,7 +42,8 @@ def on(weights: ExpertWeights, device: torch.device) -> ExpertWeights:
 
 
 def experts(x: torch.Tensor, routing: Routing, weights: ExpertWeights, activations: Activations) -> torch.Tensor:
-    if grouped(*routing.experts.shape, len(weights.fc1)):
+    T, A = routing.experts.shape
+    if grouped(T, A, len(weights.fc1)):
         return moe_grouped.moe_experts(x, routing, weights, activations)
     return moe_small.moe_experts(x, routing, weights)
 
