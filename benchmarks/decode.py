@@ -34,19 +34,20 @@ from mdinfer.scheduler import Scheduler
 from mdinfer.sequence import SamplingParams, Sequence
 
 PAGE_SIZE = 32
+_KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 class Batch:
     """`size` sequences of random text on a cache of their own; the first step prefills, all later ones decode."""
 
-    def __init__(self, loaded: Loaded, size: int, prompt: int, tokens: int, seed: int) -> None:
+    def __init__(self, loaded: Loaded, size: int, prompt: int, tokens: int, seed: int, kv: str = "auto") -> None:
         model, text = loaded.model, loaded.model.config.text
         pages = size * -(-(prompt + tokens + 1) // PAGE_SIZE)
         cache = KVCache.allocate(
             text,
             pages=pages,
             page_size=PAGE_SIZE,
-            dtype=model.dtype,
+            dtype=_KV_TYPES.get(kv, model.dtype),
             device=model.device,
         )
         for pages_of in (cache.k, cache.v):  # as in an engine at work, and as the plain decoder's, memory is there
@@ -96,7 +97,7 @@ def measure(loaded: Loaded, arguments: argparse.Namespace) -> list[dict[str, Any
     prefill: list[list[float]] = [[] for _ in names]
     decode: list[list[float]] = [[] for _ in names]
     for turn in range(arguments.rounds + 1):  # the first one warms up
-        steps = [Batch(loaded, n, arguments.prompt, arguments.tokens, turn).step for n in arguments.batch]
+        steps = [Batch(loaded, n, arguments.prompt, arguments.tokens, turn, arguments.kv).step for n in arguments.batch]
         if arguments.plain:
             steps.append(_plain(loaded, arguments.prompt, arguments.tokens, turn))
         for i in range(1 + (arguments.tokens if turn else 2)):
@@ -160,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "environment": environment(loaded.model.device),
         "model": arguments.checkpoint or f"random {arguments.random}",
         "parameters": sum(t.numel() for t in loaded.model.weights().values()),
-        "precision": describe_precision(loaded.model),
+        "precision": describe_precision(loaded.model) + ("" if arguments.kv == "auto" else f", cache {arguments.kv}"),
         "load_s": time.perf_counter() - start,
         "prompt": arguments.prompt,
         "tokens": arguments.tokens,
@@ -210,6 +211,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8"))
+    parser.add_argument("--kv", default="auto", choices=("auto", *_KV_TYPES), help="keys and values in the cache")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], metavar="N")
     parser.add_argument("--prompt", type=int, default=200, help="positions of each prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to decode after each prefill")

@@ -7,7 +7,7 @@
 #   correctness   every kernel at real shapes against its twin, then tests/kernels
 #   kernels       the speed of every kernel beside the library operations for the same work
 #   golden        the golden requests end to end, in float32 token by token, in bfloat16 as far as they are equal
-#   full          a random model of the full size end to end, with bfloat16 and with fp8 experts
+#   full          a random model of the full size end to end, with experts and cache in bfloat16, and in fp8
 #
 # Results go to --out, else to $OUT, else to benchmarks/results, as gpu-*.json and gpu.log; a summary is printed last.
 # Needs Python with torch, triton, numpy, pillow, tokenizers, safetensors and tqdm, and for the tests pytest and
@@ -91,9 +91,9 @@ for stage in "${stages[@]}"; do
         --json "$out/gpu-golden.json"
       ;;
     full)
-      for experts in bf16 fp8; do
-        run 250 python3 -m benchmarks.decode --device $device --experts $experts "${full[@]}" \
-          --json "$out/gpu-full-$experts.json"
+      for precision in bf16 fp8; do
+        run 250 python3 -m benchmarks.decode --device $device --experts $precision --kv $precision "${full[@]}" \
+          --json "$out/gpu-full-$precision.json"
       done
       ;;
   esac

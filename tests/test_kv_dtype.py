@@ -66,7 +66,7 @@ def test_layers_are_parts_of_the_whole(dtype: torch.dtype) -> None:
     text = model("tiny-a").config.text
     cache = KVCache.allocate(text, pages=3, page_size=8, dtype=dtype, device=CPU)
     for i in range(text.n_layers):
-        layer = cache.layer(i)
+        layer = cache.layers[i]
         for mine, whole in ((layer.k, cache.k), (layer.v, cache.v)):
             assert mine.data_ptr() == whole[i].data_ptr() and mine.shape == whole.shape[1:]
         for scale, scales in ((layer.k_scale, cache.k_scale), (layer.v_scale, cache.v_scale)):

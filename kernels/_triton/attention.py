@@ -142,7 +142,7 @@ def prefill_attention_kernel(
             start, most, q, sees, highest, total, out, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, pages_ptr, head, scale,
             H, L, K, BLOCK_K, BLOCK_N, FP8, NATIVE, DOT, PRECISION, True,
         )  # fmt: skip
-    out = out / tl.where(total == 0.0, 1.0, total)[:, None]
+    out = out / tl.where(sees == 0, 1.0, total)[:, None]
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=there)
 
 

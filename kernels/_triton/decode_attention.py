@@ -95,7 +95,7 @@ def decode_attention_kernel(
     whole = tl.sum(total * shrink, axis=0)
     result = tl.sum(out * shrink[:, None], axis=0)
     if SPLITS == 1:
-        result = result / tl.where(whole == 0.0, 1.0, whole)
+        result = result / tl.where(count == 0, 1.0, whole)
         tl.store(out_ptr + row * K + dims, result.to(out_ptr.dtype.element_ty), mask=real)
     else:  # float32 (B, H, SPLITS, K + 2): the share's unnormalised output, its peak, its sum
         part = out_ptr + (row * SPLITS + split) * (K + 2)
@@ -106,7 +106,14 @@ def decode_attention_kernel(
 
 @triton.jit
 def combine_kernel(
-    parts_ptr, out_ptr, K: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr
+    parts_ptr,
+    visible_ptr,
+    out_ptr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
@@ -117,7 +124,8 @@ def combine_kernel(
     shrink = tl.exp2(peak - tl.where(highest == float("-inf"), 0.0, highest))
     whole = tl.sum(tl.load(part + K + 1, mask=splits < SPLITS, other=0.0) * shrink, axis=0)
     values = tl.load(part[:, None] + dims[None, :], mask=real, other=0.0)
-    result = tl.sum(values * shrink[:, None], axis=0) / tl.where(whole == 0.0, 1.0, whole)
+    count = tl.load(visible_ptr + row // H)
+    result = tl.sum(values * shrink[:, None], axis=0) / tl.where(count == 0, 1.0, whole)
     tl.store(out_ptr + row * K + dims, result.to(out_ptr.dtype.element_ty), mask=dims < K)
 
 
@@ -157,8 +165,16 @@ def decode_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBat
         config=CONFIGS["wide" if block_k > 128 else "pages"],
     )
     if splits > 1:
-        constants = {"K": K, "SPLITS": splits, "BLOCK_S": power_of_2(splits), "BLOCK_K": block_k}
-        launch(combine_kernel, (B * H,), out, out_THK[first:], config=CONFIGS["combine"], **constants)
+        constants = {"H": H, "K": K, "SPLITS": splits, "BLOCK_S": power_of_2(splits), "BLOCK_K": block_k}
+        launch(
+            combine_kernel,
+            (B * H,),
+            out,
+            batch.visible[first:],
+            out_THK[first:],
+            config=CONFIGS["combine"],
+            **constants,
+        )
 
 
 def split_count(programs: int, positions: int, target: Target) -> int:

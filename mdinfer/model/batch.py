@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -54,12 +55,15 @@ class KVCache:
         k_scale, v_scale = (torch.empty(rows, dtype=torch.float32, device=device) for _ in "kv")
         return cls(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
 
-    def layer(self, i: int) -> LayerCache:
-        return LayerCache(
-            k=self.k[i],
-            v=self.v[i],
-            k_scale=None if self.k_scale is None else self.k_scale[i],
-            v_scale=None if self.v_scale is None else self.v_scale[i],
+    @cached_property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """One for each layer, over the same memory."""
+        scales: list[tuple[torch.Tensor | None, ...]] = [(None, None)] * len(self.k)
+        if self.k_scale is not None and self.v_scale is not None:
+            scales = list(zip(self.k_scale, self.v_scale, strict=True))
+        return tuple(
+            LayerCache(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
+            for k, v, (k_scale, v_scale) in zip(self.k, self.v, scales, strict=True)
         )
 
     @property

@@ -89,8 +89,8 @@ class TextDecoder(nn.Module):
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
         norms = [cast("LayerNorm", block.ln) for block in self.blocks]
         x, h = batch.x, norms[0](batch.x)
-        for i, block in enumerate(self.blocks):
-            attention, mlp = block(h, batch, cache.layer(i))
+        for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+            attention, mlp = block(h, batch, layer)
             if i < len(self.blocks) - 1:
                 x, h = add_layer_norm(x, attention, mlp, norms[i + 1].weight, norms[i + 1].bias)
         x, attention, mlp = (rows.index_select(0, batch.last) for rows in (x, attention, mlp))

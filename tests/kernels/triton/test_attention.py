@@ -121,6 +121,18 @@ def test_a_nan_stays_in_its_sequence(device: torch.device) -> None:
     run(broken, [causal(0, 5), causal(8, 12), *decoding(6, 7)], K=64, device=device)
 
 
+def test_a_query_whose_scores_are_all_minus_infinity_has_no_answer(splits: int, device: torch.device) -> None:
+    """As in the definition: zeros would hide that the model's numbers are unsound."""
+
+    def broken(q: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
+        cache.k.fill_(float("-inf"))
+        cache.v.fill_(1.0)
+        assert body(torch.ones_like(q), cache, batch).isnan().all()
+        return torch.zeros_like(q)
+
+    run(broken, [causal(0, 5), *decoding(6, 70)], K=64, device=device)
+
+
 def launched(batch: int, positions: int, *, stored: torch.dtype = torch.bfloat16) -> list[tuple[int, ...]]:
     """Grids that a decoding batch of the real model starts on an H100."""
     meta = torch.device("meta")

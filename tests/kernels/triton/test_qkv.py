@@ -78,6 +78,8 @@ def test_zero_rows_and_nan_rows(stored: torch.dtype, device: torch.device) -> No
     places = TokenPlaces.of(at, torch.zeros_like(at), at, rope_table(T, K, device))
     qkv.qkv_epilogue(z, torch.zeros(2 * H, 3 * H * K, device=device), torch.ones(H, device=device), places, cache, None)
     keys, values = cache.pages([0])
+    for scale in (cache.k_scale, cache.v_scale):
+        assert scale is None or (scale[0, :, 0] == 1).all()  # not 0, by which rows are divided
     assert not keys[0, :, 0].any() and not values[0, :, 0].any()
     assert keys[0, 0, 1].isnan().all() if stored == FP8 else keys[0, 0, 1].isnan().any()
     assert keys[0, :, 2].isfinite().all() and keys[0, :, 2].any() and values[0, :, 2].isfinite().all()
