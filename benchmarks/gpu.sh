@@ -37,10 +37,12 @@ if [[ $wheels ]]; then
   export PYTHONPATH="$PYTHONPATH:$site" # behind what is installed
 fi
 
-# Run a command for at most so many seconds; its output goes to the log too.
+# Run a command for at most so many seconds; its output goes to the log too. A result is its last argument.
+results=()
 run() {
-  local seconds=$1 start=$SECONDS
+  local seconds=$1 start=$SECONDS result=${*: -1}
   shift
+  [[ $result == *.json ]] && rm -f "$result" && results+=("$result")
   echo "\$ $*" | tee -a "$log"
   timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee -a "$log"
   local code=$?
@@ -100,7 +102,9 @@ for stage in "${stages[@]}"; do
   echo "stage $stage took $((SECONDS - begun)) s" | tee -a "$log"
 done
 
-python3 -m benchmarks.summary "$out"/gpu-*.json
+for result in "${results[@]}"; do
+  [[ -e $result ]] && python3 -m benchmarks.summary "$result"
+done
 ((${#failed[@]})) || exit 0
 printf 'FAILED %s\n' "${failed[@]}" | tee -a "$log"
 exit 1
