@@ -50,7 +50,9 @@ def product_config(
 ) -> Config:
     """For `halves` tiles of weights (N, K) and one of rows; `fp8`: both operands are fp8."""
     block_n, narrow, warps = _FLOAT32 if dtype == torch.float32 else CUTS[block_m]
-    block_n = max(16, min(narrow if weight_dtype.itemsize == 1 and halves == 2 else block_n, power_of_2(N)))
+    if weight_dtype.itemsize == 1 and halves == 2:
+        block_n = narrow if target.native_fp8 else narrow // 2  # conversions by integer operations take the registers
+    block_n = max(16, min(block_n, power_of_2(N)))
     size = 1 if fp8 else dtype.itemsize
     column = halves * block_n * weight_dtype.itemsize + block_m * size  # bytes of one of K
     shared = (target.shared - _RESERVE) // (_PROGRAMS[block_m] if target.capability else 1)
