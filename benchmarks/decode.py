@@ -35,6 +35,7 @@ from mdinfer.scheduler import Scheduler
 from mdinfer.sequence import SamplingParams, Sequence
 
 PAGE_SIZE = 32
+_WARM_UP = 2  # decoding steps of the first round
 
 
 class Batch:
@@ -42,7 +43,8 @@ class Batch:
 
     def __init__(self, loaded: Loaded, size: int, prompt: int, tokens: int, seed: int) -> None:
         model, text = loaded.model, loaded.model.config.text
-        pages = size * -(-(prompt + tokens + 1) // PAGE_SIZE)
+        most = prompt + max(tokens, _WARM_UP) + 1
+        pages = size * -(-most // PAGE_SIZE)
         cache = KVCache.allocate(
             text,
             pages=pages,
@@ -67,7 +69,7 @@ class Batch:
                     prompt=PromptBuilder(0, 0).text(_random_ids(loaded, prompt, draw)).build(),
                     state=State.ANSWER,
                     sampling=SamplingParams(),
-                    max_positions=prompt + tokens + 1,
+                    max_positions=most,
                 )
             )
 
@@ -105,7 +107,7 @@ def measure(loaded: Loaded, arguments: argparse.Namespace) -> list[dict[str, Any
         steps = [Batch(loaded, n, arguments.prompt, arguments.tokens, turn).step for n in arguments.batch]
         if arguments.plain:
             steps.append(_plain(loaded, arguments.prompt, arguments.tokens, turn))
-        for i in range(1 + (arguments.tokens if turn else 2)):
+        for i in range(1 + (arguments.tokens if turn else _WARM_UP)):
             for times, step in zip(decode if i else prefill, steps, strict=True):
                 start = time.perf_counter()
                 step()
