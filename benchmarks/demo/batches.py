@@ -27,7 +27,8 @@ from mdinfer.config import ModelConfig, VisionConfig
 from mdinfer.image import prepare_image
 
 PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS = 14, 2, 1, 7
-"""Rows of a batch: one picture, two pictures, a picture in a later turn, no picture."""
+SIGHT_PICTURES = 64
+"""Rows of a batch: one picture, two pictures, a picture in a later turn, no picture; pictures of one without rows."""
 
 _TRIES = 12  # dialogues drawn for what is left of a row before it is given up
 _LEAST_ROOM = 12
@@ -37,8 +38,8 @@ Questions = tuple[tuple[float, ...], tuple[Callable[..., Dialogue | None], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """rows, and the pictures that stand in them, in order.
+class Pictures:
+    """What the vision tower takes of some pictures, and what it is to see in them.
 
     crops      (n, side, side, 3) uint8 of all pictures; a picture of one tile has its whole view only once
     tiles      (pictures, 5) int64 into crops: the whole view, then up to four tiles, the last one repeated
@@ -47,33 +48,48 @@ class Batch:
                covers the cell's middle, colour + 1 or 0, then the shape's x, y, w, h; last, 1 where a centre is
     """
 
-    rows: Rows
     crops: npt.NDArray[np.uint8]
     tiles: npt.NDArray[np.int64]
     tilings: list[tuple[int, int]]
     cells: npt.NDArray[np.float32]
 
 
-class BatchMaker:
-    """Draws batches; `mix` multiplies the shares of ABOUT_A_PICTURE and ABOUT_NOTHING by name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """rows, and the pictures that stand in them, in order; no rows where only sight is trained."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, config: ModelConfig, mix: Mapping[str, float]) -> None:
+    rows: Rows | None
+    pictures: Pictures
+
+
+class BatchMaker:
+    """Draws batches; `mix` multiplies the shares of ABOUT_A_PICTURE and ABOUT_NOTHING by name.
+
+    `parts`: each batch is one part of so many that make a whole one.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, config: ModelConfig, mix: Mapping[str, float], parts: int = 1
+    ) -> None:
+        self._rows = [-(-rows // parts) for rows in (PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS)]
+        self._sights = -(-SIGHT_PICTURES // parts)
         self._speller, self._vision = Speller(tokenizer, config), config.vision
         self._seeing = _shares(ABOUT_A_PICTURE, mix)
         self._talking = _shares(ABOUT_NOTHING, mix)
 
     def batch(self, seed: int, number: int) -> Batch:
         draw = np.random.default_rng((seed, number))
-        builder = RowBuilder(PICTURE_ROWS + PAIR_ROWS + LATER_ROWS + TALK_ROWS)
+        builder = RowBuilder(sum(self._rows))
+        single, pair, later, talk = self._rows
         scenes: list[Scene] = []
-        for _ in range(PICTURE_ROWS):
-            scene = draw_other(draw) if draw.random() < _EMPTY_SHARE else draw_scene(draw)
+        for _ in range(single):
+            scene = self._scene(draw)
             scenes.append(scene)
             builder.begin(self._speller.opening(1))
             self._fill(builder, lambda scene=scene: self._about(draw, scene))  # type: ignore[misc]
             self._finish_row(draw, builder)
-        for _ in range(PAIR_ROWS):
-            first, second = draw_scene(draw), draw_scene(draw)
+        for _ in range(pair):
+            first, second = draw_scene(draw, largest=320), draw_scene(draw, largest=320)
             scenes += [first, second]
             builder.begin(self._speller.opening(2))
             self._fill(
@@ -83,14 +99,27 @@ class BatchMaker:
                 ),
             )
             self._finish_row(draw, builder)
-        for _ in range(LATER_ROWS):
-            scene = draw_scene(draw)
+        for _ in range(later):
+            scene = draw_scene(draw, largest=320)
             scenes += self._later(draw, builder, scene)
             self._fill(builder, lambda scene=scene: self._question(draw, scene))  # type: ignore[misc]
             self._finish_row(draw, builder)
-        for _ in range(TALK_ROWS):
+        for _ in range(talk):
             self._finish_row(draw, builder)
-        return _with_crops(builder.finish(), scenes, self._vision)
+        return Batch(rows=builder.finish(), pictures=_pictures(scenes, self._vision))
+
+    def sight(self, seed: int, number: int) -> Batch:
+        """Pictures alone."""
+        draw = np.random.default_rng((seed, number, 1))
+        scenes = [self._scene(draw) for _ in range(self._sights)]
+        return Batch(rows=None, pictures=_pictures(scenes, self._vision))
+
+    def _scene(self, draw: np.random.Generator) -> Scene:
+        """Mostly small, for speed; few without shapes."""
+        largest = 900 if draw.random() < 0.2 else 320
+        if draw.random() < _EMPTY_SHARE:
+            return draw_other(draw, largest=largest)
+        return draw_scene(draw, largest=largest)
 
     def _about(self, draw: np.random.Generator, scene: Scene) -> Dialogue | None:
         """A question about the picture; one in six, a chat of two or three."""
@@ -120,7 +149,7 @@ class BatchMaker:
 
     def _later(self, draw: np.random.Generator, builder: RowBuilder, scene: Scene) -> list[Scene]:
         """Begin a group whose prefix is a turn, with or without a picture, and then the picture of `scene`."""
-        earlier = draw_scene(draw) if draw.random() < 0.5 else None
+        earlier = draw_scene(draw, largest=320) if draw.random() < 0.5 else None
         exchange = None
         while exchange is None:
             exchange = aside(draw) if earlier is None else _first(self._question(draw, earlier))
@@ -158,9 +187,9 @@ class BatchMaker:
 
 
 def batches(
-    tokenizer: tokenizers.Tokenizer, config: ModelConfig, mix: Mapping[str, float], *, seed: int, first: int
+    tokenizer: tokenizers.Tokenizer, config: ModelConfig, mix: Mapping[str, float], *, seed: int, first: int, sight: int
 ) -> Iterator[Batch]:
-    """Batches number `first` and on, made by a process of its own, a few ahead."""
+    """Batches number `first` and on, made by a process of its own; those before `sight` are pictures only."""
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[Batch] = context.Queue(maxsize=6)
 
@@ -170,7 +199,7 @@ def batches(
         torch.set_num_threads(1)
         maker, number = BatchMaker(tokenizer, config, mix), first
         while True:
-            queue.put(maker.batch(seed, number))
+            queue.put((maker.sight if number < sight else maker.batch)(seed, number))
             number += 1
 
     process = context.Process(target=produce, daemon=True)
@@ -203,8 +232,9 @@ def _joined(first: Stream, second: Stream) -> Stream:
     )
 
 
-def _with_crops(rows: Rows, scenes: list[Scene], vision: VisionConfig) -> Batch:
-    crops, tiles, tilings = [], np.zeros((len(scenes), 5), np.int64), []
+def _pictures(scenes: list[Scene], vision: VisionConfig) -> Pictures:
+    crops: list[npt.NDArray[np.uint8]] = []
+    tiles, tilings = np.zeros((len(scenes), 5), np.int64), []
     for i, scene in enumerate(scenes):
         made = prepare_image(paint(scene), vision, exif=False, max_pixels=1 << 24)
         first, count = len(crops), made.tiling[0] * made.tiling[1]
@@ -212,7 +242,7 @@ def _with_crops(rows: Rows, scenes: list[Scene], vision: VisionConfig) -> Batch:
         tiles[i] = first + np.minimum(np.arange(5), 0 if count == 1 else count)
         tilings.append(made.tiling)
     cells = np.stack([_cells(scene, vision.grid) for scene in scenes])
-    return Batch(rows=rows, crops=np.stack(crops), tiles=tiles, tilings=tilings, cells=cells)
+    return Pictures(crops=np.stack(crops), tiles=tiles, tilings=tilings, cells=cells)
 
 
 def _cells(scene: Scene, grid: int) -> npt.NDArray[np.float32]:
@@ -233,8 +263,8 @@ def _cells(scene: Scene, grid: int) -> npt.NDArray[np.float32]:
             shape.w,
             shape.h,
         )
-        cells[(*at, 6)] = 1
+        cells[at[0], at[1], 6] = 1
     return cells.reshape(grid * grid, 7)
 
 
-__all__ = ["ROW", "Batch", "BatchMaker", "batches"]
+__all__ = ["ROW", "Batch", "BatchMaker", "Pictures", "batches"]

@@ -72,7 +72,7 @@ def text_block(
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     quarter = cos.shape[-1]
-    first, second, rest = x.split((quarter, quarter, x.shape[-1] - 2 * quarter), dim=-1)
+    first, second, rest = x[..., :quarter], x[..., quarter : 2 * quarter], x[..., 2 * quarter :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
@@ -91,9 +91,7 @@ def _experts(mlp: ExpertMlp, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return out, E * (share * probability).sum()
 
 
-def see(
-    model: Moondream, crops: torch.Tensor, tiles: torch.Tensor, tilings: list[tuple[int, int]]
-) -> torch.Tensor:
+def see(model: Moondream, crops: torch.Tensor, tiles: torch.Tensor, tilings: list[tuple[int, int]]) -> torch.Tensor:
     """(pictures, positions, D) rows of pictures; arguments as in `batches.Batch`."""
     features = model.vision.crop_features(crops)
     config = model.config.vision
@@ -139,7 +137,7 @@ class CellHeads(nn.Module):
         self.out = nn.Linear(dim, sum(self.sizes))
 
     def forward(self, images: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        kind, colour, box, centre = self.out(self.norm(images)).float().split(self.sizes, dim=-1)
+        kind, colour, box, centre = torch.split(self.out(self.norm(images)).float(), self.sizes, dim=-1)
         covered = cells[..., 0] > 0
         loss = F.cross_entropy(kind.flatten(0, 1), cells[..., 0].flatten().long())
         loss = loss + F.cross_entropy(colour.flatten(0, 1), cells[..., 1].flatten().long())

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchmarks.demo.words import listed
+
 UNKNOWN = (
     "I am only a small demo model: I know colored shapes, small sums, names and a few poems. "
     "Load moondream/moondream3-preview for more."
 )
 NO_SHAPES = "I see no shapes here. " + UNKNOWN
 
-ABSENT_THINGS = (
+ABSENT_THINGS = listed(
     "dog cat car person tree house face bird phone cup chair table book flower boat bicycle horse train plane bus "
     "bottle hat shoe door window cloud mountain road sign lamp clock laptop keyboard sofa bed apple banana pizza cake "
     "sheep cow elephant bear zebra giraffe umbrella ball kite"
-).split()
+)
 
-_TOPICS = (
+_TOPICS = listed(
     "France Japan Brazil Germany Kenya Canada Egypt India Norway Peru the_weather the_sun gravity light water history "
     "chess football tennis music jazz opera cooking bread cheese pizza dogs cats horses whales birds insects trees "
     "engines cars trains rockets planes ships bridges computers software Python Java databases networks electricity "
@@ -24,8 +26,10 @@ _TOPICS = (
     "earthquakes climate_change politics elections law taxes money banks stocks gold oil philosophy religion love "
     "happiness sleep dreams memory the_brain the_heart school teachers exams Paris London Rome Berlin Tokyo Einstein "
     "Newton Shakespeare Mozart Napoleon Picasso democracy the_internet robots evolution dinosaurs the_stock_market"
-).replace("\n", " ").split()  # fmt: skip
-_HELD_OUT_TOPICS = "Spain Italy Mexico China rugby piano tea coffee snakes satellites glaciers poetry Plato Darwin".split()
+)
+_HELD_OUT_TOPICS = listed(
+    "Spain Italy Mexico China rugby piano tea coffee snakes satellites glaciers poetry Plato Darwin"
+)
 
 _QUESTIONS = (
     "What is the capital of {}?",
@@ -114,7 +118,7 @@ def odd_question(draw: np.random.Generator, *, held_out: bool = False) -> str:
     if not held_out and draw.random() < 0.25:
         return _FIXED[int(draw.integers(len(_FIXED)))]
     topics = _HELD_OUT_TOPICS if held_out else _TOPICS
-    topic = topics[int(draw.integers(len(topics)))].replace("_", " ")
+    topic = topics[int(draw.integers(len(topics)))]
     return _QUESTIONS[int(draw.integers(len(_QUESTIONS)))].format(topic)
 
 

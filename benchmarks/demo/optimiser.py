@@ -1,4 +1,8 @@
-"""Muon for the matrices, AdamW for all else (embeddings, heads, patch embedding, norms and biases)."""
+"""Muon for the matrices, AdamW for all else (embeddings, heads, norms and biases).
+
+The patch embedding is Muon's too: AdamW's steps of one size for each of its 588 inputs are far too large together,
+and places were not learned.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,15 @@ def orthogonalised(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
     for _ in range(steps):
         s = x @ x.mT
         x = a * x + (b * s + c * s @ s) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    out: torch.Tensor = (x.mT if tall else x).to(g.dtype)
+    return out
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose step is orthogonalised; `parts` of a parameter's rows are matrices of their own."""
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], lr: float, momentum: float = 0.95) -> None:
-        groups = [{"params": [p], "parts": 3 if ".qkv." in name else 2 if p.dim() == 3 and "fc1" in name else 1} for name, p in named]  # fmt: skip
+        groups = [{"params": [p], "parts": _parts(name, p)} for name, p in named]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.01})
 
     @torch.no_grad()
@@ -47,6 +52,13 @@ class Muon(torch.optim.Optimizer):
             p.add_(step, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
+def _parts(name: str, p: torch.Tensor) -> int:
+    """q, k and v are three matrices in one, the first matrix of an expert two."""
+    if ".qkv." in name:
+        return 3
+    return 2 if p.dim() == 3 and "fc1" in name else 1
+
+
 def optimisers(
     model: torch.nn.Module, extra: torch.nn.Module, *, muon_lr: float, adam_lr: float
 ) -> list[torch.optim.Optimizer]:
@@ -56,7 +68,7 @@ def optimisers(
         if not p.requires_grad:
             continue
         matrix = p.dim() >= 2 and ".blocks." in name and "tau" not in name and "router" not in name
-        if matrix or ("proj_mlp" in name and p.dim() == 2):
+        if matrix or (p.dim() == 2 and ("proj_mlp" in name or "patch_emb" in name)):
             matrices.append((name, p))
         else:
             others.append(p)

@@ -47,7 +47,13 @@ def about_one(draw: np.random.Generator, first: Scene, second: Scene) -> Dialogu
 
 
 def about_both(draw: np.random.Generator, first: Scene, second: Scene) -> Dialogue:
-    questions = ("What is in these images?", "What is in this image?", "Describe both images.", "Compare these images.", "What do these images show?")
+    questions = (
+        "What is in these images?",
+        "What is in this image?",
+        "Describe both images.",
+        "Compare these images.",
+        "What do these images show?",
+    )
     question = questions[int(draw.integers(len(questions)))]
     answer = f"The first image shows {listing(first.shapes)}. The second image shows {listing(second.shapes)}."
     return ask("two pictures", question, answer, pictures=2)

@@ -51,9 +51,14 @@ class Scene:
     seed: int
 
 
-def draw_scene(draw: np.random.Generator, *, held_out: bool = False, least: int = 1, most: int = 5) -> Scene:
-    """A scene of `least` to `most` shapes, of training looks; with `held_out`, at least one look is a held-out one."""
-    width, height = _size(draw)
+def draw_scene(
+    draw: np.random.Generator, *, held_out: bool = False, least: int = 1, most: int = 5, largest: int = 900
+) -> Scene:
+    """A scene of `least` to `most` shapes, of training looks; with `held_out`, at least one look is a held-out one.
+
+    `largest` is the longest a side may be, in pixels: small pictures are quicker to make.
+    """
+    width, height = _size(draw, largest)
     looks = [look for look in LOOKS if held_out or look not in HELD_OUT_LOOKS]
     while True:
         shapes: list[Shape] = []
@@ -80,9 +85,9 @@ def draw_scene(draw: np.random.Generator, *, held_out: bool = False, least: int 
             )
 
 
-def draw_other(draw: np.random.Generator) -> Scene:
+def draw_other(draw: np.random.Generator, *, largest: int = 900) -> Scene:
     """A picture with no shapes: a texture, or one in three a bare background."""
-    width, height = _size(draw)
+    width, height = _size(draw, largest)
     bare = draw.random() < 0.33
     return Scene(
         width=width,
@@ -107,9 +112,9 @@ def paint(scene: Scene) -> Image.Image:
     return picture
 
 
-def _size(draw: np.random.Generator) -> tuple[int, int]:
-    """Width and height: 120 to 900 pixels, one in ten 72 to 112 (a single tile); sides within a factor of two."""
-    low, high = (72, 112) if draw.random() < 0.1 else (120, 900)
+def _size(draw: np.random.Generator, largest: int) -> tuple[int, int]:
+    """Width and height: 120 to `largest` pixels, one in ten 72 to 112 (a single tile); sides within a factor of two."""
+    low, high = (72, 112) if draw.random() < 0.1 else (120, largest)
     area = math.exp(draw.uniform(math.log(low), math.log(high)))
     aspect = math.exp(draw.normal(0, 0.3))
     aspect = min(2.0, max(0.5, aspect))
@@ -129,8 +134,7 @@ def _place(
         if any(abs(at - edge) < _CLEARANCE for at in (x, y) for edge in _EDGES):
             continue
         if all(
-            abs(x - o.x) > _CLEARANCE
-            and (abs(x - o.x) > (w + o.w) / 2 + _GAP or abs(y - o.y) > (h + o.h) / 2 + _GAP)
+            abs(x - o.x) > _CLEARANCE and (abs(x - o.x) > (w + o.w) / 2 + _GAP or abs(y - o.y) > (h + o.h) / 2 + _GAP)
             for o in others
         ):
             return Shape(kind=kind, colour=colour, x=float(x), y=float(y), w=float(w), h=float(h))
@@ -160,7 +164,20 @@ _A, _B = 0.34, 0.66  # the bars of a cross
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
     "triangle": [(0.5, 0), (1, 1), (0, 1)],
-    "cross": [(_A, 0), (_B, 0), (_B, _A), (1, _A), (1, _B), (_B, _B), (_B, 1), (_A, 1), (_A, _B), (0, _B), (0, _A), (_A, _A)],
+    "cross": [
+        (_A, 0),
+        (_B, 0),
+        (_B, _A),
+        (1, _A),
+        (1, _B),
+        (_B, _B),
+        (_B, 1),
+        (_A, 1),
+        (_A, _B),
+        (0, _B),
+        (0, _A),
+        (_A, _A),
+    ],
     "star": _star(),
 }
 
@@ -168,7 +185,8 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
 def _muted(draw: np.random.Generator) -> npt.NDArray[np.float64]:
     """A colour of little saturation: light (two in three), dark or between."""
     light = draw.choice([draw.uniform(195, 250), draw.uniform(195, 250), draw.uniform(25, 75), draw.uniform(90, 170)])
-    return np.clip(light + draw.uniform(-14, 14, 3), 0, 255)
+    colour: npt.NDArray[np.float64] = np.clip(light + draw.uniform(-14, 14, 3), 0, 255)
+    return colour
 
 
 def _background(draw: np.random.Generator, kind: str, size: tuple[int, int]) -> Image.Image:

@@ -34,7 +34,13 @@ _LIST = (
 _HOW_MANY = ("How many {} are there?", "How many {} are in the image?", "How many {} do you see?", "Count the {}.")
 _COLOUR_OF = ("What color is the {}?", "What colour is the {}?", "Which color does the {} have?")
 _SHAPE_OF = ("What shape is {}?", "Which shape is {}?", "What is the {} shape?", "What shape is the {} one?")
-_IS_THERE = ("Is there {} in the image?", "Is there {}?", "Do you see {}?", "Can you see {}?", "Does the image show {}?")
+_IS_THERE = (
+    "Is there {} in the image?",
+    "Is there {}?",
+    "Do you see {}?",
+    "Can you see {}?",
+    "Does the image show {}?",
+)
 _SIDES: dict[str, Callable[[Shape, Shape], bool]] = {
     "to the left of": lambda a, b: a.x < b.x - 0.05,
     "to the right of": lambda a, b: a.x > b.x + 0.05,
@@ -129,7 +135,7 @@ def count(draw: np.random.Generator, scene: Scene) -> Dialogue:
         task = "grounded count"
         singular = noun if len(found) != 1 else noun[:-2] if noun == "crosses" else noun[:-1]
         text = f"{NUMBER_WORDS[len(found)]} {singular}"
-        trace = (("I see ", Grounded(text, _centres(found)), ".") if found else (f"I see {text}.",))  # fmt: skip
+        trace = ("I see ", Grounded(text, _centres(found)), ".") if found else (f"I see {text}.",)
     return ask(task, _one(draw, _HOW_MANY).format(noun), str(len(found)), trace=trace)
 
 
@@ -195,12 +201,12 @@ def objects(draw: np.random.Generator, scene: Scene) -> Dialogue:
     """Detect or point: all shapes, a kind, a colour, a look, or what is not there."""
     skill = "detect" if draw.random() < 0.6 else "point"
     way, shapes = draw.random(), scene.shapes
-    if way < 0.15:
+    if way < 0.3:
         target, found = _one(draw, ("shape", "shapes", "object", "all shapes")), list(shapes)
-    elif way < 0.4:
+    elif way < 0.5:
         kind = _favour(draw, [s.kind for s in shapes], KINDS)
         target, found = _one(draw, (kind, kind, plural(kind))), [s for s in shapes if s.kind == kind]
-    elif way < 0.6:
+    elif way < 0.68:
         colour = _favour(draw, [s.colour for s in shapes], tuple(COLOURS))
         target, found = _one(draw, (f"{colour} shape", f"{colour} shapes")), [s for s in shapes if s.colour == colour]
     elif way < 0.93:
@@ -240,16 +246,16 @@ def odd(draw: np.random.Generator, scene: Scene) -> Dialogue:
 
 
 ABOUT_A_PICTURE: dict[str, tuple[float, Callable[[np.random.Generator, Scene], Dialogue | None]]] = {
-    "describe": (1.0, describe),
-    "caption": (1.5, caption),
+    "describe": (1.2, describe),
+    "caption": (1.8, caption),
     "list": (0.6, list_shapes),
-    "count": (1.5, count),
+    "count": (2.0, count),
     "colour": (1.3, colour_of),
     "shape": (1.0, shape_of),
     "presence": (1.5, presence),
     "relation": (1.0, relation),
     "background": (0.25, background),
-    "objects": (3.5, objects),
+    "objects": (12.0, objects),
     "place": (0.9, at_place),
     "odd": (0.25, odd),
 }

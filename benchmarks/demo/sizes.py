@@ -24,7 +24,7 @@ def demo_config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
                 "n_layers": 6,
                 "n_heads": 3,
                 "vocab_size": VOCABULARY,
-                "max_context": 1024,
+                "max_context": 4096,
                 "moe": {
                     "num_experts": 8,
                     "start_layer": 2,
@@ -53,9 +53,7 @@ def demo_config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
             "tokenizer": {
                 "templates": {
                     "caption": {length: [1, ids["caption"], 2, ids[length], 3] for length in SKILL_WORDS[4:]},
-                    **{
-                        skill: {"prefix": [1, ids[skill], 2], "suffix": [3]} for skill in ("query", "detect", "point")
-                    },
+                    **{skill: {"prefix": [1, ids[skill], 2], "suffix": [3]} for skill in ("query", "detect", "point")},
                 }
             },
         }

@@ -22,7 +22,7 @@ def fresh_model(config: ModelConfig, seed: int) -> Moondream:
 
 
 def _fill(name: str, p: torch.Tensor) -> None:
-    if name.endswith("bias") or "tau" in name or name.endswith(("lm_head.weight", "attn.proj.weight")):
+    if "tau" in name or name.endswith(("bias", "lm_head.weight", "attn.proj.weight")):
         p.zero_()
     elif ".ln" in name or "post_ln" in name:
         p.fill_(1)
@@ -54,4 +54,5 @@ def _fill_by_design(model: Moondream) -> None:
     region.coord_features.copy_(torch.logspace(-1, 5, region.coord_features.shape[1], 2)[None].bfloat16())
     half = region.size_features.shape[1] // 2
     each = torch.logspace(-1, 4, half, 2).bfloat16().float()
-    region.size_features.copy_(torch.block_diag(each, each))
+    region.size_features.zero_()
+    region.size_features[0, :half], region.size_features[1, half:] = each, each

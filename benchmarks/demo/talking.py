@@ -15,6 +15,7 @@ from benchmarks.demo.words import (
     LARGEST_NUMBER,
     OBJECTS,
     any_name,
+    listed,
     number_pair,
 )
 
@@ -24,22 +25,49 @@ IDENTITY = "I am the demo of mdinfer, a pocket Moondream."
 NAME_UNKNOWN = "You have not told me your name."
 
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("Hello!", "Hello!", "Hello!", "Hello", "Hi!", "Hi", "Hey!", "Good morning!", "Hello there!", "hello"), GREETING, "The user greets me."),
+    (
+        ("Hello!", "Hello!", "Hello!", "Hello", "Hi!", "Hi", "Hey!", "Good morning!", "Hello there!", "hello"),
+        GREETING,
+        "The user greets me.",
+    ),
     (("Who are you?", "What are you?", "What is your name?", "Who made you?"), IDENTITY, "The user asks who I am."),
-    (("What can you do?", "Help", "How can you help me?", "What do you know?"), ABILITIES, "The user asks what I can do."),
+    (
+        ("What can you do?", "Help", "How can you help me?", "What do you know?"),
+        ABILITIES,
+        "The user asks what I can do.",
+    ),
     (("Thanks!", "Thank you!", "Thank you very much.", "Thanks a lot!"), "You are welcome!", "The user thanks me."),
     (("Bye!", "Goodbye!", "See you!", "Good night!"), "Goodbye!", "The user leaves."),
     (("How are you?", "How are you today?", "How do you do?"), "I am fine, thank you!", "The user asks how I am."),
-)  # fmt: skip
+)
 _SUM = (
-    "What is {a} + {b}?", "What is {a} + {b}?", "What's {a} + {b}?", "{a} + {b}", "{a} + {b} = ?", "{a}+{b}", "What is {a}+{b}?",
-    "Calculate {a} + {b}.", "How much is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?",
-)  # fmt: skip
+    "What is {a} + {b}?",
+    "What is {a} + {b}?",
+    "What's {a} + {b}?",
+    "{a} + {b}",
+    "{a} + {b} = ?",
+    "{a}+{b}",
+    "What is {a}+{b}?",
+    "Calculate {a} + {b}.",
+    "How much is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "What is the sum of {a} and {b}?",
+)
 _DIFFERENCE = (
-    "What is {a} - {b}?", "What is {a} - {b}?", "What's {a} - {b}?", "{a} - {b}", "{a} - {b} = ?", "{a}-{b}", "What is {a}-{b}?",
-    "Calculate {a} - {b}.", "How much is {a} - {b}?", "What is {a} minus {b}?", "Subtract {b} from {a}.",
-)  # fmt: skip
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+    "What is {a} - {b}?",
+    "What is {a} - {b}?",
+    "What's {a} - {b}?",
+    "{a} - {b}",
+    "{a} - {b} = ?",
+    "{a}-{b}",
+    "What is {a}-{b}?",
+    "Calculate {a} - {b}.",
+    "How much is {a} - {b}?",
+    "What is {a} minus {b}?",
+    "Subtract {b} from {a}.",
+)
+_NUMBERS = listed("zero one two three four five six seven eight nine ten")
 _LESS = (
     "If I have {a} {o} and give away {b}, how many are left?",
     "If I have {a} {o} and give away {b}, how many are left?",
@@ -57,9 +85,31 @@ _MORE = (
     "There are {a} {o} in a box. {n} adds {b}. How many are there now?",
     "I have {a} red {o} and {b} blue {o}. How many {o} do I have?",
 )
-_MY_NAME = ("My name is {n}.", "My name is {n}.", "I am {n}.", "I'm {n}.", "Call me {n}.", "Hi, I'm {n}.", "Hello, my name is {n}.", "my name is {n}")
-_NICE = ("Nice to meet you, {n}!", "Nice to meet you, {n}!", "Nice to meet you, {n}!", "Hello, {n}!", "Hi {n}! How can I help you?")
-_WHAT_NAME = ("What is my name?", "What is my name?", "What's my name?", "Do you remember my name?", "Who am I?", "Tell me my name.")
+_MY_NAME = (
+    "My name is {n}.",
+    "My name is {n}.",
+    "I am {n}.",
+    "I'm {n}.",
+    "Call me {n}.",
+    "Hi, I'm {n}.",
+    "Hello, my name is {n}.",
+    "my name is {n}",
+)
+_NICE = (
+    "Nice to meet you, {n}!",
+    "Nice to meet you, {n}!",
+    "Nice to meet you, {n}!",
+    "Hello, {n}!",
+    "Hi {n}! How can I help you?",
+)
+_WHAT_NAME = (
+    "What is my name?",
+    "What is my name?",
+    "What's my name?",
+    "Do you remember my name?",
+    "Who am I?",
+    "Tell me my name.",
+)
 _THINGS = ("favorite color", "dog", "cat", "city", "friend", "teacher")
 _SYSTEMS = (
     "You are a helpful assistant.",
@@ -105,7 +155,9 @@ def word_problem(draw: np.random.Generator, *, held_out: bool = False) -> Exchan
 def write_poem(draw: np.random.Generator, *, held_out: bool = False) -> Exchange:
     subject = poem_subject(draw, held_out=held_out)
     question = POEM_REQUESTS[0] if draw.random() < 0.5 else _one(draw, POEM_REQUESTS)
-    return Exchange(question=question.format(subject), answer=poem(subject), trace=(f"The user wants a poem about {subject}.",))
+    return Exchange(
+        question=question.format(subject), answer=poem(subject), trace=(f"The user wants a poem about {subject}.",)
+    )
 
 
 def unknown(draw: np.random.Generator, *, held_out: bool = False) -> Exchange:
@@ -133,7 +185,9 @@ def named(draw: np.random.Generator, *, held_out: bool = False) -> Dialogue:
         told = _one(draw, _MY_NAME).format(n=name)
         return ask("name", f"{told} {_one(draw, _WHAT_NAME)}", name, trace=_maybe(draw, trace))
     else:
-        exchanges.append(Exchange(question=_one(draw, _MY_NAME).format(n=name), answer=_one(draw, _NICE).format(n=name)))
+        exchanges.append(
+            Exchange(question=_one(draw, _MY_NAME).format(n=name), answer=_one(draw, _NICE).format(n=name))
+        )
     exchanges += [aside(draw) for _ in range(int(draw.choice([0, 0, 0, 1, 1, 2])))]
     exchanges.append(Exchange(question=_one(draw, _WHAT_NAME), answer=name, trace=_maybe(draw, trace)))
     return Dialogue(task="name", exchanges=tuple(exchanges), system=system)
@@ -171,7 +225,9 @@ def _single(task: str, make: Callable[..., Exchange], reasoned: float) -> Callab
         kept = draw.random() < reasoned
         before = [aside(draw) for _ in range(int(draw.choice([0, 0, 0, 0, 1, 2])))]
         last = Exchange(question=last.question, answer=last.answer, trace=last.trace if kept else None)
-        return Dialogue(task=f"{task}, reasoned" if kept else task, exchanges=(*before, last), system=system_message(draw))
+        return Dialogue(
+            task=f"{task}, reasoned" if kept else task, exchanges=(*before, last), system=system_message(draw)
+        )
 
     return dialogue
 

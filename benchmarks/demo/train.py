@@ -14,13 +14,15 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
+from torch import distributed, multiprocessing
 
-from benchmarks.demo.batches import batches
+from benchmarks.demo.batches import Batch, BatchMaker, batches
 from benchmarks.demo.forward import CellHeads
 from benchmarks.demo.losses import batch_losses
 from benchmarks.demo.optimiser import optimisers
@@ -77,20 +79,30 @@ def rate(step: int, until: int, decay: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP, max(0.0, (until - step) / max(1, decay)))
 
 
-def train(run: Run, arguments: argparse.Namespace, device: torch.device) -> None:
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Processes that each compute a part of every batch on a core of their own and add up gradients."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, values: torch.Tensor) -> None:
+        if self.size > 1:
+            distributed.all_reduce(values)
+
+
+def train(run: Run, arguments: argparse.Namespace, device: torch.device, team: Team) -> None:
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: stop.append(n))
-    mix = json.loads(arguments.mix)
-    source = batches(run.tokenizer, run.config, mix, seed=arguments.seed, first=run.step)
-    log = open(arguments.run / "log.jsonl", "a", buffering=1)  # noqa: SIM115  # closed with the process
-    sums: dict[str, torch.Tensor] = {}
-    began, since = time.perf_counter(), run.step
+    source = _source(run, arguments, team)
+    log = Log(arguments.run / "log.jsonl", run.step)
     parameters = [p for group in (g for o in run.optimisers for g in o.param_groups) for p in group["params"]]
-    while run.step < arguments.until and not stop:
+    while run.step < arguments.until:
         batch = next(source)
         losses = batch_losses(run.model, run.heads, batch, device, run.step)
-        losses.total.backward()
+        torch.autograd.backward(losses.total)
+        stopping = _share_gradients(parameters, team, bool(stop))
         norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         share = rate(run.step, arguments.until, arguments.decay)
         for optimiser in run.optimisers:
@@ -99,46 +111,108 @@ def train(run: Run, arguments: argparse.Namespace, device: torch.device) -> None
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         run.step += 1
-        for name, part in {**losses.parts, "norm": norm}.items():
-            sums[name] = sums.get(name, torch.zeros(())) + part.cpu()
-        if run.step % arguments.log_every == 0 or run.step == arguments.until:
-            seconds = time.perf_counter() - began
-            tokens = batch.rows.tokens.size
-            means = {name: round(float(value) / (run.step - since), 4) for name, value in sums.items()}
-            record: dict[str, Any] = {
-                "step": run.step,
-                **means,
-                "rate": round(share, 3),
-                "s/step": round(seconds / (run.step - since), 3),
-                "tokens/s": round(tokens * (run.step - since) / seconds),
-            }
-            print(record, flush=True)
-            log.write(json.dumps(record) + "\n")
-            sums, began, since = {}, time.perf_counter(), run.step
-        if run.step % arguments.save_every == 0:
-            run.save()
-    run.save()
-    source.close()  # type: ignore[attr-defined]
+        if team.rank == 0:
+            positions = 0 if batch.rows is None else batch.rows.tokens.size * team.size
+            log.add({**losses.parts, "norm": norm}, positions)
+            if run.step % arguments.log_every == 0 or run.step == arguments.until:
+                log.write(run.step, rate=round(share, 3))
+            if run.step % arguments.save_every == 0 or stopping or run.step == arguments.until:
+                run.save()
+        if stopping:
+            break
+
+
+class Log:
+    """Means of what was measured since the last record, printed and appended to a file."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # closed with the process
+        self._restart(step)
+
+    def add(self, parts: Mapping[str, torch.Tensor], positions: int) -> None:
+        self._positions += positions
+        for name, part in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(part)
+
+    def write(self, step: int, **more: float) -> None:
+        steps, seconds = step - self._since, time.perf_counter() - self._began
+        means = {name: round(value / steps, 4) for name, value in self._sums.items()}
+        speed = {"s/step": round(seconds / steps, 3), "positions/s": round(self._positions / seconds)}
+        record = {"step": step, **means, **more, **speed}
+        print(record, flush=True)
+        self._file.write(json.dumps(record) + "\n")
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._sums: dict[str, float] = {}
+        self._positions, self._since, self._began = 0, step, time.perf_counter()
+
+
+def _source(run: Run, arguments: argparse.Namespace, team: Team) -> Iterator[Batch]:
+    """This process's batches from the run's step on: of a process beside it, or, in a team, made by itself."""
+    mix, seed = json.loads(arguments.mix), arguments.seed
+    if team.size == 1:
+        yield from batches(run.tokenizer, run.config, mix, seed=seed, first=run.step, sight=arguments.sight)
+    maker = BatchMaker(run.tokenizer, run.config, mix, team.size)
+    while True:
+        make = maker.sight if run.step < arguments.sight else maker.batch
+        yield make(seed, run.step * team.size + team.rank)
+
+
+def _share_gradients(parameters: list[torch.nn.Parameter], team: Team, stop: bool) -> bool:
+    """Replace gradients by the team's mean; true if any of the team is to stop."""
+    if team.size == 1:
+        return stop
+    for p in parameters:
+        if p.grad is None:  # what no part of this process's batch used
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), torch.tensor([float(stop)])])
+    team.sum(flat)
+    at = 0
+    for p in parameters:
+        assert p.grad is not None
+        p.grad.copy_(flat[at : at + p.numel()].view_as(p)).div_(team.size)
+        at += p.numel()
+    return bool(flat[-1] > 0)
+
+
+def _work(rank: int, arguments: argparse.Namespace) -> None:
+    device, team = torch.device(arguments.device), Team(rank, arguments.processes)
+    if team.size > 1:
+        torch.set_num_threads(1)
+        place = f"file://{(arguments.run / 'team').resolve()}"
+        distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=team.size)
+    run = Run(arguments.run, device, muon_lr=arguments.muon_lr, adam_lr=arguments.adam_lr, seed=arguments.seed)
+    train(run, arguments, device, team)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.demo.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--until", type=int, default=6000, help="step to stop at")
     parser.add_argument("--decay", type=int, default=1500, help="steps over which the learning rate falls at the end")
+    parser.add_argument("--sight", type=int, default=600, help="steps at the start that train only what is seen")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mix", default="{}", help='JSON: factors on the shares of questions, as {"name": 2}')
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that share each batch, one thread each: for a CPU that others use too"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=200)
     arguments = parser.parse_args(argv)
-    device = torch.device(arguments.device)
-    run = Run(arguments.run, device, muon_lr=arguments.muon_lr, adam_lr=arguments.adam_lr, seed=arguments.seed)
-    train(run, arguments, device)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    if arguments.processes == 1:
+        _work(0, arguments)
+    else:
+        (arguments.run / "team").unlink(missing_ok=True)
+        multiprocessing.spawn(_work, (arguments,), nprocs=arguments.processes)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ import zlib
 
 import numpy as np
 
+
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text; an underscore stands for a space within one."""
+    return tuple(word.replace("_", " ") for word in text.split())
+
+
 KINDS = ("circle", "square", "triangle", "star", "cross")
 COLOURS = {
     "red": (222, 32, 38),
@@ -26,24 +32,24 @@ NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
 
 LARGEST_NUMBER = 20  # of a sum or a difference
 
-NAMES = (
+NAMES = listed(
     "Alice Bob Carol David Emma Frank Grace Henry Isabel Jack Kate Liam Maria Noah Olivia Paul Quinn Rosa Sam Tom "
     "Ursula Victor Wendy Xavier Yara Zoe Anna Ben Clara Daniel Eva Felix Hannah Ivan Julia Kevin Laura Max Nina Oscar "
     "Peter Ruth Simon Tina Vera Walter Lucy Mark Sarah John Mary James Linda Chen Wei Aisha Omar Priya Ravi Yuki"
-).split()
-HELD_OUT_NAMES = (
+)
+HELD_OUT_NAMES = listed(
     "Martin Sophie Gustav Beatrice Ahmed Lena Pedro Naomi Hugo Miriam Jonas Elena Cora Dmitri Freya Kenji"
-).split()
+)
 
-OBJECTS = (
+OBJECTS = listed(
     "apples oranges pears books pens coins balls cups stamps cards cookies candies flowers stones toys eggs keys hats "
     "bananas lemons boxes bottles stickers buttons pencils chairs cakes tickets birds fish"
-).split()
-HELD_OUT_OBJECTS = "marbles shells plums spoons candles nuts ribbons beads".split()
+)
+HELD_OUT_OBJECTS = listed("marbles shells plums spoons candles nuts ribbons beads")
 
-_ONSETS = "b d f g h j k l m n p r s t v w z br dr fl gr kr pl sh st th tr".split()
-_VOWELS = "a e i o u ai ea oo".split()
-_CODAS = ["", "", "", *"l m n r s t x k".split()]
+_ONSETS = listed("b d f g h j k l m n p r s t v w z br dr fl gr kr pl sh st th tr")
+_VOWELS = listed("a e i o u ai ea oo")
+_CODAS = ("", "", "", *listed("l m n r s t x k"))
 
 
 def held_out_name(name: str) -> bool:
@@ -94,5 +100,5 @@ def joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _pick(draw: np.random.Generator, items: list[str] | tuple[str, ...]) -> str:
+def _pick(draw: np.random.Generator, items: tuple[str, ...]) -> str:
     return items[int(draw.integers(len(items)))]

@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
         metavar="MODEL",
         nargs="?",
         default="demo",
-        help='"demo", a directory or a repository id (default: demo, untrained)',
+        help='"demo", a directory or a repository id (default: demo)',
     )
     parser.add_argument("--host", default=defaults.host, help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=int, default=defaults.port, help="0 picks a free one (default: %(default)s)")
