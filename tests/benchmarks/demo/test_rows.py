@@ -93,7 +93,7 @@ def test_what_sees_what() -> None:
     builder.segment(first)
     builder.segment(second)
     rows = builder.finish()
-    mask = row_mask(*(torch.from_numpy(a) for a in (rows.group, rows.segment, rows.position, rows.visible)))[0, 0]
+    mask = row_mask(*(torch.from_numpy(a) for a in (rows.group, rows.segment, rows.position, rows.visible)))[0, 0] == 0
     p, a, b = len(prefix), len(prefix) + len(first), len(prefix) + len(first) + len(second)
     assert mask[:p, :p].all()
     assert not mask[:p, p:].any()
