@@ -1,6 +1,6 @@
 """Draw pictures of the demo's world, to try it with.
 
-    python -m benchmarks.demo.draw shapes.png --seed 7 --shapes 4
+python -m benchmarks.demo.draw shapes.png --seed 7 --shapes 4
 """
 
 from __future__ import annotations

@@ -63,11 +63,10 @@ def text_block(
     heads = attention.tau.alpha.shape[0]
     token = torch.tanh(F.linear(F.gelu(qkv), attention.tau.wqwv).float()).view(R, T, 2, heads)
     tau = token + (torch.sigmoid(attention.tau.alpha * log) + 0.5)[:, :, None]
-    q, k, v = qkv.float().view(R, T, 3, heads, D // heads).unbind(2)
-    q = _rotated(q * (tau[:, :, 0, :, None] * (D // heads) ** -0.5), cos, sin)
-    k = _rotated(k, cos, sin)
-    v = v * tau[:, :, 1, :, None]
-    q, k, v = (part.to(qkv.dtype).transpose(1, 2) for part in (q, k, v))
+    tau_q, tau_v = tau.to(qkv.dtype)[..., None].unbind(2)
+    q, k, v = qkv.view(R, T, 3, heads, D // heads).unbind(2)
+    q = _rotated(q * (tau_q * (D // heads) ** -0.5), cos, sin).transpose(1, 2)
+    k, v = _rotated(k, cos, sin).transpose(1, 2), (v * tau_v).transpose(1, 2)
     out = _attend(q, k, v, mask).transpose(1, 2).reshape(R, T, D)
     mlp = block.mlp
     if isinstance(mlp, ExpertMlp):
@@ -78,7 +77,7 @@ def text_block(
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    quarter = cos.shape[-1]
+    quarter, cos, sin = cos.shape[-1], cos.to(x.dtype), sin.to(x.dtype)
     first, second, rest = x[..., :quarter], x[..., quarter : 2 * quarter], x[..., 2 * quarter :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 

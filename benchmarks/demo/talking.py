@@ -223,7 +223,7 @@ def _single(task: str, make: Callable[..., Exchange], reasoned: float) -> Callab
     def dialogue(draw: np.random.Generator, *, held_out: bool = False) -> Dialogue:
         last = make(draw, held_out=held_out)
         kept = draw.random() < reasoned
-        before = [aside(draw) for _ in range(int(draw.choice([0, 0, 0, 0, 1, 2])))]
+        before = [aside(draw) for _ in range(int(draw.choice([0, 0, 0, 0, 0, 0, 0, 1, 1, 2])))]
         last = Exchange(question=last.question, answer=last.answer, trace=last.trace if kept else None)
         return Dialogue(
             task=f"{task}, reasoned" if kept else task, exchanges=(*before, last), system=system_message(draw)
@@ -237,11 +237,11 @@ def system_message(draw: np.random.Generator) -> str:
 
 
 ABOUT_NOTHING: dict[str, tuple[float, Callable[..., Dialogue]]] = {
-    "small talk": (0.7, _single("small talk", small_talk, 0.1)),
-    "arithmetic": (3.0, _single("arithmetic", arithmetic, 0.2)),
-    "word problem": (2.5, _single("word problem", word_problem, 0.5)),
-    "poem": (0.5, _single("poem", write_poem, 0.08)),
-    "unknown": (0.8, _single("refusal", unknown, 0.08)),
+    "small talk": (0.5, _single("small talk", small_talk, 0.1)),
+    "arithmetic": (9.0, _single("arithmetic", arithmetic, 0.2)),
+    "word problem": (3.5, _single("word problem", word_problem, 0.5)),
+    "poem": (0.4, _single("poem", write_poem, 0.08)),
+    "unknown": (0.5, _single("refusal", unknown, 0.08)),
     "name": (3.5, named),
     "fact": (0.6, fact),
     "nameless": (0.3, nameless),

@@ -98,13 +98,16 @@ def train(run: Run, arguments: argparse.Namespace, device: torch.device, team: T
     source = _source(run, arguments, team)
     log = Log(arguments.run / "log.jsonl", run.step)
     parameters = [p for group in (g for o in run.optimisers for g in o.param_groups) for p in group["params"]]
+    began = time.perf_counter()
     while run.step < arguments.until:
         batch = next(source)
         losses = batch_losses(run.model, run.heads, batch, device, run.step)
         torch.autograd.backward(losses.total)
-        stopping = _share_gradients(parameters, team, bool(stop))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         share = rate(run.step, arguments.until, arguments.decay)
+        if arguments.minutes:
+            share = min(share, 1 - (time.perf_counter() - began) / (60 * arguments.minutes))
+        share, stopping = _share_gradients(parameters, team, share, stop=bool(stop) or share <= 0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         for optimiser in run.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * share
@@ -159,21 +162,25 @@ def _source(run: Run, arguments: argparse.Namespace, team: Team) -> Iterator[Bat
         yield make(seed, run.step * team.size + team.rank)
 
 
-def _share_gradients(parameters: list[torch.nn.Parameter], team: Team, stop: bool) -> bool:
-    """Replace gradients by the team's mean; true if any of the team is to stop."""
+def _share_gradients(
+    parameters: list[torch.nn.Parameter], team: Team, share: float, *, stop: bool
+) -> tuple[float, bool]:
+    """Replace gradients by the team's mean; return the mean share of the learning rate and whether any stops."""
     if team.size == 1:
-        return stop
+        return max(0.0, share), stop
     for p in parameters:
         if p.grad is None:  # what no part of this process's batch used
             p.grad = torch.zeros_like(p)
-    flat = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), torch.tensor([float(stop)])])
+    flat = torch.cat(
+        [*(p.grad.flatten() for p in parameters if p.grad is not None), torch.tensor([share, float(stop)])]
+    )
     team.sum(flat)
     at = 0
     for p in parameters:
         assert p.grad is not None
         p.grad.copy_(flat[at : at + p.numel()].view_as(p)).div_(team.size)
         at += p.numel()
-    return bool(flat[-1] > 0)
+    return max(0.0, float(flat[-2]) / team.size), bool(flat[-1] > 0)
 
 
 def _work(rank: int, arguments: argparse.Namespace) -> None:
@@ -195,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--until", type=int, default=6000, help="step to stop at")
     parser.add_argument("--decay", type=int, default=1500, help="steps over which the learning rate falls at the end")
+    parser.add_argument("--minutes", type=float, help="let the learning rate fall from now on to nothing in so long")
     parser.add_argument("--sight", type=int, default=600, help="steps at the start that train only what is seen")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
