@@ -7,6 +7,7 @@ torch 2.13's fused one is half as fast here on a CPU, forward and backward in bf
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -21,6 +22,7 @@ from mdinfer.model.text import Block
 from mdinfer.model.vision import VisionBlock, VisionTower
 
 NEVER = -1e4
+_CENTRE_BINS = 64
 
 
 def row_mask(group: torch.Tensor, segment: torch.Tensor, position: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -160,21 +162,38 @@ def embed(
     return x.view(*tokens.shape, -1)
 
 
+def gaussian_loss(logits: torch.Tensor, bins: torch.Tensor, spread: float) -> torch.Tensor:
+    """Mean cross entropy of logits (..., B) against Gaussians around bins (...), less ln(spread), so that near misses
+    cost less than far ones.
+    """
+    every = torch.arange(logits.shape[-1], device=logits.device)
+    soft = torch.exp(-((every - bins[..., None]) ** 2) / (2 * spread**2)) + 1e-9
+    soft = soft / soft.sum(-1, keepdim=True)
+    return -(soft * torch.log_softmax(logits, -1)).sum(-1).mean() - math.log(spread)
+
+
 class CellHeads(nn.Module):
-    """Training only: what each picture position shows, read off the rows that the vision tower gives the decoder."""
+    """Training only: what each picture position shows, read off the rows that the vision tower gives the decoder.
+
+    Centres are learned twice, as numbers and as bins: the region heads decode bins, which cannot be read off a number.
+    """
 
     def __init__(self, dim: int, kinds: int, colours: int) -> None:
         super().__init__()
         self.sizes = (kinds + 1, colours + 1, 4, 1)
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, sum(self.sizes))
+        self.centre = nn.Linear(dim, 2 * _CENTRE_BINS)
 
     def forward(self, images: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        kind, colour, box, centre = torch.split(self.out(self.norm(images)).float(), self.sizes, dim=-1)
+        h = self.norm(images)
+        kind, colour, box, centre = torch.split(self.out(h).float(), self.sizes, dim=-1)
         covered = cells[..., 0] > 0
         loss = F.cross_entropy(kind.flatten(0, 1), cells[..., 0].flatten().long())
         loss = loss + F.cross_entropy(colour.flatten(0, 1), cells[..., 1].flatten().long())
         loss = loss + F.binary_cross_entropy_with_logits(
             centre[..., 0], cells[..., 6], pos_weight=torch.tensor(4.0, device=cells.device)
         )
-        return loss + 4 * F.l1_loss(box[covered], cells[..., 2:6][covered])
+        loss = loss + 4 * F.l1_loss(box[covered], cells[..., 2:6][covered])
+        bins = self.centre(h[covered]).float().view(-1, 2, _CENTRE_BINS)
+        return loss + 0.2 * gaussian_loss(bins, cells[..., 2:4][covered] * _CENTRE_BINS, 0.75)

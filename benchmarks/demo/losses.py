@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.demo.batches import Batch
-from benchmarks.demo.forward import CellHeads, Places, decode, embed, row_mask, see
+from benchmarks.demo.forward import CellHeads, Places, decode, embed, gaussian_loss, row_mask, see
 from mdinfer.kernels import TokenKind
 from mdinfer.model.moondream import Moondream
 
@@ -80,7 +79,4 @@ def _value_loss(
         else:
             logits = model.region.size_logits(flat[at]).float()
             bins = (torch.log2(values.clamp(min=2**-10)) + 10) / 10 * (logits.shape[-1] - 1)
-    every = torch.arange(logits.shape[-1], device=at.device)
-    soft = torch.exp(-((every - bins[..., None]) ** 2) / (2 * _SPREAD[kind] ** 2)) + 1e-9
-    soft = soft / soft.sum(-1, keepdim=True)
-    return -(soft * torch.log_softmax(logits, -1)).sum(-1).mean() - math.log(_SPREAD[kind])
+    return gaussian_loss(logits, bins, _SPREAD[kind])

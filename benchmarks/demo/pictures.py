@@ -114,7 +114,7 @@ def paint(scene: Scene) -> Image.Image:
 
 def _size(draw: np.random.Generator, largest: int) -> tuple[int, int]:
     """Width and height: 120 to `largest` pixels, one in ten 72 to 112 (a single tile); sides within a factor of two."""
-    low, high = (72, 112) if draw.random() < 0.1 else (120, largest)
+    low, high = (72, 112) if draw.random() < 0.1 or largest <= 112 else (120, largest)
     area = math.exp(draw.uniform(math.log(low), math.log(high)))
     aspect = math.exp(draw.normal(0, 0.3))
     aspect = min(2.0, max(0.5, aspect))

@@ -130,6 +130,8 @@ def small_talk(draw: np.random.Generator, *, held_out: bool = False) -> Exchange
 
 def arithmetic(draw: np.random.Generator, *, held_out: bool = False) -> Exchange:
     """A sum or a difference, one in ten in words (up to ten)."""
+    if not held_out and draw.random() < 0.03:
+        return Exchange(question="What is 2 + 2?", answer="4", trace=("2 + 2 = 4",))
     a, b = number_pair(draw, held_out=held_out)
     sign = "+" if draw.random() < 0.5 else "-"
     if sign == "-" and a < b:
@@ -142,6 +144,8 @@ def arithmetic(draw: np.random.Generator, *, held_out: bool = False) -> Exchange
 
 
 def word_problem(draw: np.random.Generator, *, held_out: bool = False) -> Exchange:
+    if not held_out and draw.random() < 0.03:
+        return Exchange(question=_LESS[0].format(a=5, b=2, o="apples"), answer="3", trace=("5 - 2 = 3",))
     a, b = number_pair(draw, held_out=held_out)
     thing = _one(draw, HELD_OUT_OBJECTS if held_out else OBJECTS)
     less = draw.random() < 0.6
