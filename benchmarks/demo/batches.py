@@ -18,7 +18,7 @@ import torch.multiprocessing as multiprocessing
 
 from benchmarks.demo.dialogue import Dialogue, Exchange
 from benchmarks.demo.pairs import ABOUT_TWO_PICTURES
-from benchmarks.demo.pictures import Scene, draw_other, draw_scene, paint
+from benchmarks.demo.pictures import Scene, draw_other, draw_scene, paint, recoloured
 from benchmarks.demo.rows import ROW, RowBuilder, Rows, Speller, Stream
 from benchmarks.demo.seeing import ABOUT_A_PICTURE, caption, count, describe, list_shapes, objects, odd, presence
 from benchmarks.demo.talking import ABOUT_NOTHING, aside, system_message
@@ -28,7 +28,9 @@ from mdinfer.image import prepare_image
 
 PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS = 14, 2, 1, 7
 SIGHT_PICTURES = 64
-"""Rows of a batch: one picture, two pictures, a picture in a later turn, no picture; pictures of one without rows."""
+NAMELESS_PICTURES = 16
+"""Rows of a batch: one picture, two pictures, a picture in a later turn, no picture; pictures of one without
+rows; pictures beside the rows, of colours without a name, for sight alone."""
 
 _TRIES = 12  # dialogues drawn for what is left of a row before it is given up
 _LEAST_ROOM = 12
@@ -45,7 +47,8 @@ class Pictures:
     tiles      (pictures, 5) int64 into crops: the whole view, then up to four tiles, the last one repeated
     tilings    rows and columns of each picture's tiles
     cells      (pictures, G * G, 7) float32, what the training-only heads learn: kind + 1 or 0 where no shape
-               covers the cell's middle, colour + 1 or 0, then the shape's x, y, w, h; last, 1 where a centre is
+               covers the cell's middle, colour + 1 or 0 (-1: it has no name), then the shape's x, y, w, h; last,
+               1 where a centre is
     """
 
     crops: npt.NDArray[np.uint8]
@@ -56,7 +59,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """rows, and the pictures that stand in them, in order; no rows where only sight is trained."""
+    """rows, and the pictures that stand in them, in order, then others; no rows where only sight is trained."""
 
     rows: Rows | None
     pictures: Pictures
@@ -72,6 +75,7 @@ class BatchMaker:
         self, tokenizer: tokenizers.Tokenizer, config: ModelConfig, mix: Mapping[str, float], parts: int = 1
     ) -> None:
         self._rows = [-(-rows // parts) for rows in (PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS)]
+        self._nameless = -(-NAMELESS_PICTURES // parts)
         self._sights = -(-SIGHT_PICTURES // parts)
         self._speller, self._vision = Speller(tokenizer, config), config.vision
         self._seeing = _shares(ABOUT_A_PICTURE, mix)
@@ -106,12 +110,14 @@ class BatchMaker:
             self._finish_row(draw, builder)
         for _ in range(talk):
             self._finish_row(draw, builder)
+        scenes += [recoloured(draw, draw_scene(draw, largest=112)) for _ in range(self._nameless)]
         return Batch(rows=builder.finish(), pictures=_pictures(scenes, self._vision))
 
     def sight(self, seed: int, number: int) -> Batch:
         """Pictures alone."""
         draw = np.random.default_rng((seed, number, 1))
         scenes = [self._scene(draw) for _ in range(self._sights)]
+        scenes += [recoloured(draw, scene) for scene in scenes[::4]]
         return Batch(rows=None, pictures=_pictures(scenes, self._vision))
 
     def _scene(self, draw: np.random.Generator) -> Scene:
@@ -261,7 +267,7 @@ def _cells(scene: Scene, grid: int) -> npt.NDArray[np.float32]:
         covered[at] = True
         cells[covered, :6] = (
             kinds.index(shape.kind) + 1,
-            colours.index(shape.colour) + 1,
+            colours.index(shape.colour) + 1 if shape.colour in colours else -1,
             shape.x,
             shape.y,
             shape.w,

@@ -43,6 +43,7 @@ def batch_losses(model: Moondream, heads: CellHeads, batch: Batch, device: torch
     values = on(np.clip(rows.values + noise, 0, 1))
     position = on(rows.position)
     with torch.autocast(device.type, torch.bfloat16):
+        images = images[: int((rows.kinds == TokenKind.IMAGE).sum()) // images.shape[1]]
         x = embed(model, on(rows.tokens), on(rows.kinds), values, images)
         mask = row_mask(on(rows.group), on(rows.segment), position, on(rows.visible))
         hidden, balance = decode(model, x, Places(position, model.config.text.head_dim), mask)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from benchmarks.demo.words import BACKGROUNDS, COLOURS, HELD_OUT_LOOKS, LOOKS
 
 _EDGES = (1 / 3, 2 / 3)  # between left, middle and right; top, middle and bottom
 _CLEARANCE = 0.03  # of a centre from those edges, and between centres along x: no picture is a matter of opinion
 _GAP = 0.015  # between boxes
+_NAMELESS = ("#ff96be", "#7a4a20", "#28c8d2", "#dc28c8", "#0a7878", "#96dc28", "#6e0a1e", "#14145a", "#5078b4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,12 @@ def draw_other(draw: np.random.Generator, *, largest: int = 900) -> Scene:
     )
 
 
+def recoloured(draw: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with its shapes in colours that have no name here: a kind is to be known whatever its colour."""
+    shapes = (replace(s, colour=_NAMELESS[int(draw.integers(len(_NAMELESS)))]) for s in scene.shapes)
+    return replace(scene, shapes=tuple(shapes))
+
+
 def paint(scene: Scene) -> Image.Image:
     """The picture, RGB; the same scene gives the same pixels."""
     draw = np.random.default_rng(scene.seed)
@@ -107,7 +114,7 @@ def paint(scene: Scene) -> Image.Image:
     picture = _background(draw, scene.background, size)
     pen = ImageDraw.Draw(picture)
     for shape in scene.shapes:
-        shade = tuple(int(np.clip(c + draw.integers(-18, 19), 0, 255)) for c in COLOURS[shape.colour])
+        shade = tuple(int(np.clip(c + draw.integers(-18, 19), 0, 255)) for c in _rgb(shape.colour))
         _outline(pen, shape, size, shade)
     return picture
 
@@ -139,6 +146,10 @@ def _place(
         ):
             return Shape(kind=kind, colour=colour, x=float(x), y=float(y), w=float(w), h=float(h))
     return None
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return COLOURS.get(colour) or ImageColor.getrgb(colour)
 
 
 def _outline(pen: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], shade: tuple[int, ...]) -> None:
