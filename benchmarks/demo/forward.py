@@ -102,7 +102,7 @@ def _experts(mlp: ExpertMlp, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     order = torch.argsort(chosen.flatten(), stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=E)
     made = []
-    for e, rows in enumerate(x.index_select(0, order // A).split(counts.tolist())):
+    for e, rows in enumerate(torch.split(x.index_select(0, order // A), counts.tolist())):
         u, g = F.linear(rows, mlp.fc1.weight[e]).chunk(2, dim=-1)
         made.append(F.linear(F.gelu(u) * (g + 1), mlp.fc2.weight[e]))
     y = torch.cat(made) * weights[order, None].to(made[0].dtype)
@@ -151,14 +151,17 @@ def embed(
     """(R, T, D) input rows; images (n, positions, D) in the order of their positions."""
     x = F.embedding(tokens, model.text.wte).flatten(0, 1)
     kinds, values = kinds.flatten(), values.flatten(0, 1)
-    for kind, rows in (
-        (TokenKind.IMAGE, lambda at: images.flatten(0, 1)),
-        (TokenKind.COORD, lambda at: model.region.encode_coordinates(values[at, :1])),
-        (TokenKind.SIZE, lambda at: model.region.encode_sizes(values[at])),
-    ):
+    for kind in (TokenKind.IMAGE, TokenKind.COORD, TokenKind.SIZE):
         at = (kinds == kind).nonzero()[:, 0]
-        if len(at):
-            x = x.index_copy(0, at, rows(at).to(x.dtype))
+        if not len(at):
+            continue
+        if kind == TokenKind.IMAGE:
+            rows = images.flatten(0, 1)
+        elif kind == TokenKind.COORD:
+            rows = model.region.encode_coordinates(values[at, :1])
+        else:
+            rows = model.region.encode_sizes(values[at])
+        x = x.index_copy(0, at, rows.to(x.dtype))
     return x.view(*tokens.shape, -1)
 
 
@@ -180,7 +183,7 @@ class CellHeads(nn.Module):
 
     def __init__(self, dim: int, kinds: int, colours: int) -> None:
         super().__init__()
-        self.sizes = (kinds + 1, colours + 1, 4, 1)
+        self.sizes = [kinds + 1, colours + 1, 4, 1]
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, sum(self.sizes))
         self.centre = nn.Linear(dim, 2 * _CENTRE_BINS)

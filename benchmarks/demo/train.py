@@ -20,7 +20,8 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.demo.batches import Batch, BatchMaker, batches
 from benchmarks.demo.forward import CellHeads
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         _work(0, arguments)
     else:
         (arguments.run / "team").unlink(missing_ok=True)
-        multiprocessing.spawn(_work, (arguments,), nprocs=arguments.processes)
+        spawn(_work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
