@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy --checkpoint DIRECTORY --experts fp8 --cases 400 --json result.json
 
 All questions are of held-out splits (`benchmarks/demo/words.py`): names, pairs of numbers, looks of shapes, objects of
-word problems, subjects that the demo's training never saw. Shares come with 95% Wilson intervals.
+word problems, subjects that the demo's training never saw; with `--seen`, fresh ones of those it did. Shares come with 95% Wilson
+intervals.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = {"device": arguments.device, "dtype": arguments.dtype, "experts": arguments.experts, "progress": False}
     with Engine.load(arguments.checkpoint, **options) as engine:
         start = time.perf_counter()
-        records, mistakes = measure(engine, exam(arguments.seed, arguments.cases), progress=True)
+        records, mistakes = measure(
+            engine, exam(arguments.seed, arguments.cases, held_out=not arguments.seen), progress=True
+        )
         examples = judge_examples(engine, draws=arguments.draws)
         result = {
             "benchmark": "accuracy",
@@ -72,6 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "model": arguments.checkpoint,
             "precision": engine.description(),
             "seed": arguments.seed,
+            "splits": "seen" if arguments.seen else "held out",
             "seconds": time.perf_counter() - start,
             "results": records,
             "examples": examples,
@@ -106,6 +110,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=200, help="of each kind of question (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=20, help="of each example at the default temperature")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seen", action="store_true", help="ask of the splits that training saw")
     parser.add_argument("--mistakes", action="store_true", help="print the first mistakes of each task")
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     return parser.parse_args(argv)

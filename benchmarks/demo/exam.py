@@ -69,22 +69,22 @@ class Score:
     note: str = ""
 
 
-def exam(seed: int, cases: int) -> list[Case]:
-    """`cases` questions of each kind, more of the kinds that hold several tasks; all of held-out splits."""
+def exam(seed: int, cases: int, *, held_out: bool = True) -> list[Case]:
+    """`cases` questions of each kind, more of the kinds that hold several tasks; all of the same splits."""
     made: list[Case] = []
     for number, (kind, (_, make)) in enumerate(ABOUT_A_PICTURE.items()):
         draw = np.random.default_rng((seed, 1, number))
         times = {"objects": 4, "count": 3, "caption": 3}.get(kind, 1)
-        made += _until(cases * times, lambda make=make, draw=draw: _about_one(draw, make))  # type: ignore[misc]
+        made += _until(cases * times, lambda make=make, draw=draw: _about_one(draw, make, held_out))  # type: ignore[misc]
     draw = np.random.default_rng((seed, 2))
-    made += _until(cases, lambda: _about_one(draw, describe, other=True))
-    made += _until(cases, lambda: _about_two(draw))
-    made += _until(cases, lambda: _later(draw))
+    made += _until(cases, lambda: _about_one(draw, describe, held_out, other=True))
+    made += _until(cases, lambda: _about_two(draw, held_out))
+    made += _until(cases, lambda: _later(draw, held_out))
     for number, (kind, (_, talk)) in enumerate(ABOUT_NOTHING.items()):
         draw_ = np.random.default_rng((seed, 3, number))
         times = 2 if kind in ("arithmetic", "word problem") else 1
         for _ in range(cases * times):
-            dialogue = talk(draw_, held_out=True)
+            dialogue = talk(draw_, held_out=held_out)
             made.append(Case(request=as_request(dialogue, []), dialogue=dialogue))
     return made
 
@@ -168,8 +168,10 @@ def _until(count: int, make: Callable[[], Case | None]) -> list[Case]:
     return made
 
 
-def _about_one(draw: np.random.Generator, make: Callable[..., Dialogue | None], *, other: bool = False) -> Case | None:
-    scene = draw_other(draw) if other else draw_scene(draw, held_out=True)
+def _about_one(
+    draw: np.random.Generator, make: Callable[..., Dialogue | None], held_out: bool, *, other: bool = False
+) -> Case | None:
+    scene = draw_other(draw) if other else draw_scene(draw, held_out=held_out)
     dialogue = make(draw, scene)
     if dialogue is None:
         return None
@@ -186,17 +188,17 @@ def _about_one(draw: np.random.Generator, make: Callable[..., Dialogue | None], 
     return Case(request=as_request(dialogue, [paint(scene)]), dialogue=dialogue)
 
 
-def _about_two(draw: np.random.Generator) -> Case | None:
-    scenes = draw_scene(draw, held_out=True), draw_scene(draw, held_out=True)
+def _about_two(draw: np.random.Generator, held_out: bool) -> Case | None:
+    scenes = draw_scene(draw, held_out=held_out), draw_scene(draw, held_out=held_out)
     dialogue = ABOUT_TWO_PICTURES[int(draw.integers(len(ABOUT_TWO_PICTURES)))](draw, *scenes)
     if dialogue is None:
         return None
     return Case(request=as_request(dialogue, [paint(scene) for scene in scenes]), dialogue=dialogue)
 
 
-def _later(draw: np.random.Generator) -> Case | None:
+def _later(draw: np.random.Generator, held_out: bool) -> Case | None:
     """A picture in the second turn."""
-    scene = draw_scene(draw, held_out=True)
+    scene = draw_scene(draw, held_out=held_out)
     kinds = ("describe", "count", "colour", "presence")
     made = ABOUT_A_PICTURE[kinds[int(draw.integers(len(kinds)))]][1](draw, scene)
     if made is None or made.exchanges[-1].trace is not None:

@@ -16,7 +16,7 @@ from mdinfer.model.moondream import Moondream
 
 _SPREAD = {TokenKind.COORD: 1.5, TokenKind.SIZE: 2.5}  # bins: targets are Gaussians, so that near misses cost less
 _INPUT_NOISE = 0.006  # on coordinates and sizes fed back: at inference they are the model's own, slightly off
-WEIGHTS = {"language": 1.5, "coordinates": 1.0, "sizes": 0.5, "balance": 0.01, "cells": 3.0}
+WEIGHTS = {"language": 1.5, "coordinates": 1.0, "sizes": 1.0, "balance": 0.01, "cells": 3.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,9 @@ import numpy as np
 
 from benchmarks.demo.dialogue import Dialogue, Exchange, ask
 from benchmarks.demo.honesty import UNKNOWN, odd_question
+from benchmarks.demo.pictures import draw_scene
 from benchmarks.demo.poems import POEM_REQUESTS, poem, poem_subject
+from benchmarks.demo.seeing import colour_of, count, describe, list_shapes, listing, presence, shape_of
 from benchmarks.demo.words import (
     COLOURS,
     HELD_OUT_OBJECTS,
@@ -214,6 +216,19 @@ def nameless(draw: np.random.Generator, *, held_out: bool = False) -> Dialogue:
     )
 
 
+def told(draw: np.random.Generator, *, held_out: bool = False) -> Dialogue:
+    """A question about shapes that words describe. Words name every look, so that none is unspeakable; pictures of
+    the held-out ones are never shown.
+    """
+    scene = draw_scene(draw, held_out=held_out or draw.random() < 0.5)
+    makers = (colour_of, shape_of, count, presence, list_shapes, describe)
+    made = None
+    while made is None:
+        made = makers[int(draw.integers(len(makers)))](draw, scene)
+    (asked,) = made.exchanges
+    return ask("told", f"A picture shows {listing(scene.shapes)}. {asked.question}", asked.answer)
+
+
 def aside(draw: np.random.Generator) -> Exchange:
     """Something between, without a trace."""
     shares = np.array([share for share, _ in _ASIDES])
@@ -242,13 +257,14 @@ def system_message(draw: np.random.Generator) -> str:
 
 ABOUT_NOTHING: dict[str, tuple[float, Callable[..., Dialogue]]] = {
     "small talk": (0.5, _single("small talk", small_talk, 0.1)),
-    "arithmetic": (9.0, _single("arithmetic", arithmetic, 0.2)),
-    "word problem": (3.5, _single("word problem", word_problem, 0.5)),
+    "arithmetic": (7.0, _single("arithmetic", arithmetic, 0.2)),
+    "word problem": (5.0, _single("word problem", word_problem, 0.5)),
     "poem": (0.4, _single("poem", write_poem, 0.08)),
     "unknown": (0.5, _single("refusal", unknown, 0.08)),
-    "name": (3.5, named),
+    "name": (2.0, named),
     "fact": (0.6, fact),
     "nameless": (0.3, nameless),
+    "told": (4.0, told),
 }
 """Generator of each kind of dialogue, with its share in training."""
 

@@ -1,7 +1,7 @@
 """What the demo's world is made of, and what of it training never sees.
 
-Splits are by construction: a name, a pair of numbers, a pair of colour and shape or an object of a word problem is
-held out by a rule on itself, so that no list of seen examples is needed.
+Splits are by construction: a name, a pair of numbers, a look (colour and shape, as pictures show it) or an object of a
+word problem is held out by a rule on itself, so that no list of seen examples is needed.
 """
 
 from __future__ import annotations
