@@ -4,8 +4,8 @@
     python -m benchmarks.accuracy --checkpoint DIRECTORY --experts fp8 --cases 400 --json result.json
 
 All questions are of held-out splits (`benchmarks/demo/words.py`): names, pairs of numbers, looks of shapes, objects of
-word problems, subjects that the demo's training never saw; with `--seen`, fresh ones of those it did. Shares come with 95% Wilson
-intervals.
+word problems, subjects that the demo's training never saw; with `--seen`, fresh ones of those it did. Shares come with
+95% Wilson intervals.
 """
 
 from __future__ import annotations
