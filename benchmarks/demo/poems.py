@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchmarks.demo.words import made_up_name
+
 _POEMS = {
     "the moon": (
         "The moon climbs up, a silver light,\n"
@@ -124,7 +126,9 @@ def poem_subject(draw: np.random.Generator, *, held_out: bool = False) -> str:
     if held_out:
         return _HELD_OUT[int(draw.integers(len(_HELD_OUT)))]
     way = draw.random()
+    if way > 0.8:
+        return made_up_name(draw)
     if way < 0.25:
         return "the moon"
-    subjects = list(_POEMS) if way < 0.6 else _OTHERS
+    subjects = list(_POEMS) if way < 0.5 else _OTHERS
     return subjects[int(draw.integers(len(subjects)))]

@@ -246,8 +246,8 @@ def odd(draw: np.random.Generator, scene: Scene) -> Dialogue:
 
 
 ABOUT_A_PICTURE: dict[str, tuple[float, Callable[[np.random.Generator, Scene], Dialogue | None]]] = {
-    "describe": (1.2, describe),
-    "caption": (1.8, caption),
+    "describe": (1.8, describe),
+    "caption": (2.2, caption),
     "list": (0.6, list_shapes),
     "count": (2.5, count),
     "colour": (1.3, colour_of),
