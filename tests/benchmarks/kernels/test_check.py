@@ -83,7 +83,12 @@ def test_several_results() -> None:
 
 def test_inputs_are_fresh_by_the_seed() -> None:
     seen: list[torch.Tensor] = []
-    kept = case(run=lambda x: seen.append(x) or 2 * x)  # type: ignore[func-returns-value]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return 2 * x
+
+    kept = case(run=run)
     for seed in (1, 2, 1):
         check.check_case(kept, CPU, seed)
     first, second, third = seen[:: check.CALLS]
@@ -152,7 +157,12 @@ def test_waits_are_errors_on_a_gpu_after_the_first_call(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     seen: list[str] = []
-    made = case(run=lambda x: seen.append(modes[-1]) or 2 * x, inputs=lambda device: (torch.randn(4, 64),))  # type: ignore[func-returns-value]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        seen.append(modes[-1])
+        return 2 * x
+
+    made = case(run=run, inputs=lambda device: (torch.randn(4, 64),))
     assert check.check_case(made, torch.device("cuda"), seed=0)["fault"] == ""
     assert seen == ["default", "error", "error"]
     assert modes[-1] == "default"
