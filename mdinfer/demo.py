@@ -1,6 +1,7 @@
 """The checkpoint that needs no download: Moondream's structure at toy size with random, untrained weights.
 
-Its answers are random letters; it exists so that every command, route and call can be tried at once and offline.
+Its answers are noise, letters and control tokens that show as nothing; it exists so that every command, route and
+call can be tried at once and offline.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mdinfer.checkpoint import random_weights
 from mdinfer.config import ModelConfig
 
 NAME = "demo"
-NOTICE = "the demo checkpoint is untrained: its answers are random letters"
+NOTICE = "the demo checkpoint is untrained: its answers are noise, often without a letter"
 _CONTROL = 16
 _BYTES = {char: _CONTROL + i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
 
@@ -88,7 +89,7 @@ def demo_tokenizer_json() -> str:
 
 
 def fill_demo_weights(weights: Mapping[str, torch.Tensor]) -> None:
-    """Random weights that speak in lower-case letters and spaces, so that answers can be read aloud if not understood.
+    """Random weights that choose among lower-case letters, the space and control ids, which show as nothing.
 
     weights: canonical name -> the tensor to fill in place.
     """

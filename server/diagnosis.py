@@ -126,7 +126,7 @@ def _engine_fault() -> str:
 
 
 def _kernels(*, gpu: bool) -> str:
-    return f"torch operations ({'CUDA' if gpu else 'CPU'}); this version has no compiled kernels"
+    return "Triton on CUDA (proved without a GPU, not yet run on one), torch on the CPU" if gpu else "torch (CPU)"
 
 
 def _cpu() -> Device:
