@@ -274,6 +274,8 @@ def test_an_interrupt_that_an_import_would_swallow(tmp_path: Path, arguments: li
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
+        # As at a terminal: under nohup, or behind a script's `&`, the session itself ignores interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     try:
