@@ -20,6 +20,7 @@ class Prompt:
     values    (T, 2) float32: a coordinate in column 0, or a size's width and height
     visible   (T,) int32: how many positions, from the first, each one attends to
     images    first position of each image, in order
+    blocks    (start, end) of the block of each image: its positions, and BOS where that joins them
     """
 
     tokens: npt.NDArray[np.int64]
@@ -27,6 +28,7 @@ class Prompt:
     values: npt.NDArray[np.float32]
     visible: npt.NDArray[np.int32]
     images: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,6 +87,7 @@ class PromptBuilder:
             values=values,
             visible=visible,
             images=tuple(self._images),
+            blocks=tuple(self._blocks),
         )
 
     def _add(self, token: int, kind: TokenKind, value: tuple[float, float] | None = None) -> None:

@@ -5,16 +5,12 @@ The only mutable record of the engine's core. It knows no skill, no text and no 
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mdinfer.decode_table import State
+from mdinfer.pictures import LoadedPicture
 from mdinfer.prompts import Prompt
-
-if TYPE_CHECKING:
-    import torch
-
-    from mdinfer.image import Crops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +38,54 @@ class SampledToken:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """state is where decoding starts; max_positions bounds prompt and sampled tokens together, and pages for all
-    of them are taken on admission.
+    """What was asked, then what became of it.
 
-    pictures are Crops until the vision tower has turned them into features (positions, D).
+    prompt          with `pictures` for its images, in order
+    state           of decoding, after all tokens in `sampled`
+    max_positions   bounds prompt and sampled tokens together
+    namespace       sequences of different ones share nothing
+    priority        smaller goes first
+    arrival         its number in the order of arrival, among equals the smaller goes first
+
+    sampled         tokens read so far; the position of sampled[i] is len(prompt) + i
+    pending         tokens sampled on the device, or about to be, that were not read yet
+    in_flight       steps it takes part in that were not read yet
+    planned         positions whose keys are in the cache, or will be after the steps in flight
+    computed        positions whose keys are known to be in the cache and sound
+    cached          positions that it found in the prefix cache when it first ran
+    ids             identities of the prompt's and the sampled positions; empty where nothing is reused
+    pages           in order of positions
+    page_changes    counts the times when `pages` changed other than by growth at its end
+    slot            in the batch, -1 while it does not run
+    ended           finished or removed: the scheduler has forgotten it
     """
 
     prompt: Prompt
     state: State
     sampling: SamplingParams
     max_positions: int
-    pictures: list[Crops | torch.Tensor] = field(default_factory=list)
+    pictures: list[LoadedPicture] = field(default_factory=list)
+    namespace: str = ""
+    priority: int = 0
+    arrival: int = -1
     sampled: list[SampledToken] = field(default_factory=list)
+    pending: int = 0
+    in_flight: int = 0
+    planned: int = 0
+    computed: int = 0
+    cached: int = 0
+    ids: array[int] = field(default_factory=lambda: array("q"))
     pages: list[int] = field(default_factory=list)
+    page_changes: int = 0
     slot: int = -1
+    ended: bool = False
 
     @property
     def length(self) -> int:
-        """Positions of the prompt and of all sampled tokens; the last one's key is not in the cache yet."""
+        """Positions of the prompt and of all tokens read; the last one's key is not in the cache yet."""
         return len(self.prompt) + len(self.sampled)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The smaller one runs first and is preempted last."""
+        return self.priority, self.arrival

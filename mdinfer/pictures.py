@@ -1,0 +1,59 @@
+"""Pictures on their way into prompts: cut into crops until the vision tower has seen them, then features.
+
+One object stands for a picture in all requests of a namespace that show it at the same time, or soon after one
+another, so that the tower sees it once. No tensor is touched here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from mdinfer.image import Crops
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class LoadedPicture:
+    """digest identifies the picture (Crops.digest); `crops` are there until `features` (positions, D) are."""
+
+    digest: bytes
+    crops: Crops | None = None
+    features: torch.Tensor | None = None
+
+    @property
+    def encoded(self) -> bool:
+        return self.features is not None
+
+    @property
+    def crop_count(self) -> int:
+        """Crops that the tower has to see."""
+        return 0 if self.crops is None else len(self.crops.pixels)
+
+    def encode(self, features: torch.Tensor) -> None:
+        """The tower has seen it, or will have before anything else that the device does."""
+        self.features, self.crops = features, None
+
+
+class PictureStore:
+    """The `capacity` pictures used last, by namespace and digest."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._pictures: OrderedDict[tuple[str, bytes], LoadedPicture] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def shared(self, picture: LoadedPicture, namespace: str) -> LoadedPicture:
+        """The picture itself, or the one that came before it and shows the same."""
+        known = self._pictures.setdefault((namespace, picture.digest), picture)
+        if picture.encoded and not known.encoded:
+            known = self._pictures[namespace, picture.digest] = picture
+        self._pictures.move_to_end((namespace, picture.digest))
+        while len(self._pictures) > self.capacity:
+            self._pictures.popitem(last=False)
+        return known
