@@ -86,23 +86,18 @@ class Scheduler:
         Returns those whose sequence has not ended meanwhile. One whose token is not sound stays as it was, and is
         to be removed. A part of a plan may be committed by itself (StepPlan.singly).
         """
-        live, found, last = list[tuple[Sequence, SampledToken]](), iter(tokens), self._last_token
+        live, found = list[tuple[Sequence, SampledToken]](), iter(tokens)
         for chunks, prefill in ((plan.prefill, True), (plan.decode, False)):
             for sequence, _, end, samples, _ in chunks:
                 sequence.in_flight -= 1
-                if samples:
-                    token = next(found)
-                    sequence.pending -= 1
+                token = next(found) if samples else None
+                sequence.pending -= samples
                 if sequence.ended:
                     continue
-                if samples:
+                if token is not None:
                     live.append((sequence, token))
                     if token.sound:
-                        sequence.sampled.append(token)
-                        number = token.token
-                        sequence.state = self._follows[sequence.state][number if number < last else last]
-                        if self.cache is not None:
-                            sequence.ids.append(self._identities.of_token(token) if token.kind else number)
+                        self._append(sequence, token)
                         if sequence.slot >= 0:
                             sequence.computed = end
                             if prefill:
@@ -128,6 +123,13 @@ class Scheduler:
             assert self.leaders.discard(sequence)
 
     # Running sequences
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> None:
+        number = token.token
+        sequence.sampled.append(token)
+        sequence.state = self._follows[sequence.state][min(number, self._last_token)]
+        if self.cache is not None:
+            sequence.ids.append(self._identities.of_token(token))
 
     def _decode(self) -> list[Chunk]:
         """A row for each sequence whose prompt is planned, as long as it may go on."""

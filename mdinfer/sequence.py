@@ -8,7 +8,6 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from mdinfer.decode_table import State
 from mdinfer.pictures import LoadedPicture
 from mdinfer.prompts import Prompt
 
@@ -41,7 +40,7 @@ class Sequence:
     """What was asked, then what became of it.
 
     prompt          with `pictures` for its images, in order
-    state           of decoding, after all tokens in `sampled`
+    state           of decoding (a State), after all tokens in `sampled`
     max_positions   bounds prompt and sampled tokens together
     namespace       sequences of different ones share nothing
     priority        smaller goes first
@@ -61,7 +60,7 @@ class Sequence:
     """
 
     prompt: Prompt
-    state: State
+    state: int
     sampling: SamplingParams
     max_positions: int
     pictures: list[LoadedPicture] = field(default_factory=list)
