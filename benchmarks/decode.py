@@ -28,6 +28,7 @@ from mdinfer.memory import format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
+from mdinfer.prefill_step import StepBudget
 from mdinfer.prompts import PromptBuilder
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
@@ -53,7 +54,13 @@ class Batch:
         for pages_of in (cache.k, cache.v):  # as in an engine at work, and as the plain decoder's, memory is there
             pages_of.zero_()
         self._runner = Runner(model, cache, max_batch_size=size, vision_crops=13)
-        self._scheduler = Scheduler(PagePool(pages, PAGE_SIZE), max_batch_size=size, prefill_tokens=1 << 20)
+        self._scheduler = Scheduler(
+            PagePool(pages, PAGE_SIZE),
+            None,
+            self._runner.follows,
+            max_batch_size=size,
+            budget=StepBudget(prefill_tokens=1 << 20, vision_crops=13),
+        )
         draw = np.random.default_rng(seed)
         for _ in range(size):
             self._scheduler.add(
@@ -68,8 +75,7 @@ class Batch:
     def step(self) -> None:
         plan = self._scheduler.plan()
         assert plan is not None
-        for sequence, token in zip(plan.sequences, self._runner.run(plan), strict=True):
-            sequence.sampled.append(token)
+        self._scheduler.commit(plan, self._runner.run(plan))
 
 
 def _random_ids(loaded: Loaded, prompt: int, draw: np.random.Generator) -> list[int]:

@@ -31,13 +31,16 @@ from mdinfer.errors import (
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
-from mdinfer.image import Crops, prepare_image
+from mdinfer.image import prepare_image
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
+from mdinfer.pictures import LoadedPicture
+from mdinfer.prefill_step import StepBudget
+from mdinfer.prefix_cache import PrefixCache
 from mdinfer.reader_pool import ReaderPool
 from mdinfer.request import ImageInput, Request
 from mdinfer.result import Result
@@ -84,15 +87,17 @@ class Engine(SkillCalls):
         threads = options.image_threads or min(16, os.cpu_count() or 1)
         self._readers: ReaderPool[Task] = ReaderPool(threads)
         runner = Runner(model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops)
-        self._follows = runner.follows
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
         self._room = threading.Condition()
+        pool = PagePool(pages, options.page_size)
         self._loop = EngineLoop(
             Scheduler(
-                PagePool(pages, options.page_size),
+                pool,
+                PrefixCache(pool) if options.prefix_cache else None,
+                runner.follows,
                 max_batch_size=options.max_batch_size,
-                prefill_tokens=options.prefill_tokens,
+                budget=StepBudget(prefill_tokens=options.prefill_tokens, vision_crops=options.vision_crops),
             ),
             runner,
         )
@@ -160,8 +165,8 @@ class Engine(SkillCalls):
         self._check_alive()
         if isinstance(image, EncodedImage):  # a handle of its own, so that closing one leaves the other
             return replace(image, _features=self._encoded_features(image, "image"))
-        crops = self._prepare(Picture(source=image))
-        assert isinstance(crops, Crops)
+        crops = self._prepare(Picture(source=image)).crops
+        assert crops is not None
         features = self._loop.encode(crops).result()
         return EncodedImage(width=crops.width, height=crops.height, digest=crops.digest, _features=features)
 
@@ -194,7 +199,6 @@ class Engine(SkillCalls):
                 sampling=compiled.sampling,
                 max_positions=most,
             ),
-            follows=self._follows,
             eos_id=self.config.tokenizer.eos_id,
         )
         with self._room:
@@ -279,19 +283,20 @@ class Engine(SkillCalls):
         task.prepared()
         self._loop.add(task)
 
-    def _prepare(self, picture: Picture) -> Crops | torch.Tensor:
+    def _prepare(self, picture: Picture) -> LoadedPicture:
         source = picture.source
         if isinstance(source, EncodedImage):
-            return self._encoded_features(source, picture.param)
+            return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
         if picture.data_url:
             source = decode_data_url(str(source), param=picture.param)
-        return prepare_image(
+        crops = prepare_image(
             source,
             self.config.vision,
             exif=self.options.exif,
             max_pixels=self.options.max_image_pixels,
             param=picture.param,
         )
+        return LoadedPicture(digest=crops.digest, crops=crops)
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
         try:

@@ -15,18 +15,23 @@ import torch
 
 from mdinfer.errors import EngineDeadError, MdinferError, RequestCancelledError, RequestFailedError
 from mdinfer.image import Crops
+from mdinfer.pictures import PictureStore
 from mdinfer.runner import Runner
-from mdinfer.scheduler import Scheduler, StepPlan
-from mdinfer.sequence import Sequence
+from mdinfer.scheduler import Scheduler
+from mdinfer.sequence import SampledToken, Sequence
+from mdinfer.step_plan import StepPlan
 from mdinfer.task import Task
 
 log = logging.getLogger(__name__)
+
+_PICTURES = 64  # of which features are kept for requests to come
 
 
 class EngineLoop:
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler, self._runner = scheduler, runner
         self._tasks: dict[Sequence, Task] = {}
+        self._pictures = PictureStore(_PICTURES)
         self._inbox: deque[tuple[Callable[[], None], Callable[[EngineDeadError], None]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -120,20 +125,38 @@ class EngineLoop:
         plan = self._scheduler.plan()
         if plan is None:
             return
-        for sequence in plan.prefill:
-            self._tasks[sequence].admit()
+        for chunk in plan.prefill:
+            self._tasks[chunk.sequence].admit()
         try:
             tokens = self._runner.run(plan)
         except torch.AcceleratorError:  # the device is lost: no later step can succeed
             raise
         except Exception as error:
-            self._fail(plan, error)
-            return
-        for sequence, token in zip(plan.sequences, tokens, strict=True):
+            log.error("a step failed", exc_info=error)
+            self._run_singly(plan)
+        else:
+            self._commit(plan, tokens)
+
+    def _run_singly(self, plan: StepPlan) -> None:
+        """Do a step over, a sequence at a time; those that fail alone end."""
+        for part in plan.singly():
+            try:
+                tokens = self._runner.run(part)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                reason = RequestFailedError(f"the step failed with {type(error).__name__}")
+                self._end(self._tasks[part.chunks[0].sequence], reason)
+            else:
+                self._commit(part, tokens)
+
+    def _commit(self, plan: StepPlan, tokens: list[SampledToken]) -> None:
+        for sequence, token in self._scheduler.commit(plan, tokens):
             task = self._tasks[sequence]
             try:
                 if task.commit(token):
-                    self._forget(task)
+                    del self._tasks[sequence]
+                    self._scheduler.finish(sequence)
             except Exception as error:
                 log.exception("committing a token failed")
                 self._end(task, RequestFailedError(f"the answer could not be decoded: {type(error).__name__}"))
@@ -141,20 +164,15 @@ class EngineLoop:
     def _admit(self, task: Task) -> None:
         if task.handle.done:
             return
-        self._tasks[task.sequence] = task
-        self._scheduler.add(task.sequence)
-
-    def _fail(self, plan: StepPlan, error: Exception) -> None:
-        """End those who are new to the step, for they are the suspects; the others do it over (see Runner.run)."""
-        log.error("a step failed", exc_info=error)
-        for sequence in plan.prefill or plan.decode:
-            self._end(self._tasks[sequence], RequestFailedError(f"the step failed with {type(error).__name__}"))
+        sequence = task.sequence
+        sequence.pictures = [self._pictures.shared(picture, sequence.namespace) for picture in sequence.pictures]
+        self._tasks[sequence] = task
+        self._scheduler.add(sequence)
 
     def _end(self, task: Task, error: MdinferError) -> None:
         task.handle._fail(error)
         if task.sequence in self._tasks:
-            self._forget(task)
-
-    def _forget(self, task: Task) -> None:
-        del self._tasks[task.sequence]
-        self._scheduler.remove(task.sequence)
+            del self._tasks[task.sequence]
+            if isinstance(error, RequestFailedError):  # its pictures may be what is wrong
+                self._pictures.forget(task.sequence.pictures)
+            self._scheduler.remove(task.sequence)

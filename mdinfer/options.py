@@ -25,8 +25,9 @@ class EngineConfig:
     kv_memory         bytes, a size such as "8GiB", or "auto"
     max_context       positions one sequence may take; None: the checkpoint's own limit
     page_size         positions in one page of the KV cache
-    prefill_tokens    positions that one step may prefill; a single longer prompt runs alone
-    vision_crops      crops that run through the vision tower in one pass
+    prefix_cache      keep prompts and answers in free pages, for requests that begin with them
+    prefill_tokens    positions that one step may prefill; longer prompts take several, an image is not cut
+    vision_crops      crops that run through the vision tower in one pass, and in one step unless of one picture
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
     image_threads     threads that decode and resize pictures; None: one per core, at most 16
@@ -42,6 +43,7 @@ class EngineConfig:
     kv_memory: int | str = "auto"
     max_context: int | None = None
     page_size: int = 32
+    prefix_cache: bool = True
     prefill_tokens: int = 4096
     vision_crops: int = 13
     max_queue: int = 1024
@@ -56,7 +58,7 @@ class EngineConfig:
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
-        for name in ("exif", "progress"):
+        for name in ("exif", "prefix_cache", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")
         for name, least, most in (

@@ -7,6 +7,7 @@ another, so that the tower sees it once. No tensor is touched here.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,16 @@ class PictureStore:
 
     def shared(self, picture: LoadedPicture, namespace: str) -> LoadedPicture:
         """The picture itself, or the one that came before it and shows the same."""
+        if picture.encoded:  # the caller's own
+            return picture
         known = self._pictures.setdefault((namespace, picture.digest), picture)
-        if picture.encoded and not known.encoded:
-            known = self._pictures[namespace, picture.digest] = picture
         self._pictures.move_to_end((namespace, picture.digest))
         while len(self._pictures) > self.capacity:
             self._pictures.popitem(last=False)
         return known
+
+    def forget(self, pictures: Iterable[LoadedPicture]) -> None:
+        """Have them made anew when they come again."""
+        gone = set(map(id, pictures))
+        for key in [key for key, picture in self._pictures.items() if id(picture) in gone]:
+            del self._pictures[key]

@@ -18,8 +18,8 @@ from mdinfer.kernels import AttentionBatch, Draws, Sampled, TokenPlaces, input_e
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
-from mdinfer.scheduler import StepPlan
 from mdinfer.sequence import SampledToken, Sequence
+from mdinfer.step_plan import Chunk, PageCopy, StepPlan
 
 
 class Runner:
@@ -37,13 +37,14 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken]:
-        """Advance every sequence of the plan by one token; the results are in the order of `plan.sequences`.
+        """A token for each chunk that samples, in the order of `plan.chunks`.
 
-        Where it raises, a decoding sequence is as it was before: the step can be done over without those at fault.
+        Where it raises, the step can be done over, as a whole or in parts.
         """
-        fresh = [(s, i, p) for s in plan.prefill for i, p in enumerate(s.pictures) if not isinstance(p, torch.Tensor)]
-        for (s, i, _), rows in zip(fresh, self.encode([p for _, _, p in fresh]), strict=True):
-            s.pictures[i] = rows
+        pixels = [picture.crops for picture in plan.pictures if picture.crops is not None]
+        for picture, rows in zip(plan.pictures, self.encode(pixels), strict=True):
+            picture.encode(rows)
+        self._copy(plan.copies)
         hidden = self.model.text(self._forward_batch(plan), self.cache)
         return self._choose(plan, hidden)
 
@@ -56,17 +57,23 @@ class Runner:
         features: list[torch.Tensor] = self.model.vision(crops, [p.tiling for p in pictures], self._vision_crops)
         return features
 
+    def _copy(self, copies: Seq[PageCopy]) -> None:
+        if copies:
+            self.cache.copy(*self._tensor(np.array(copies, dtype=np.int64).T.copy()))
+
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
-        parts = [self._prompt_rows(plan.prefill)] if plan.prefill else []
+        chunks = plan.chunks
+        parts = [self._known_rows(plan.prefill)] if plan.prefill else []
         if plan.decode:
-            slots = self._tensor([s.slot for s in plan.decode])
+            decoding = [chunk.sequence for chunk in plan.decode]
+            slots = self._tensor([s.slot for s in decoding])
             tokens, kinds, _ = self._next[:, slots]
-            if any(s.state in VALUE_STATES for s in plan.decode):
+            if any(s.state in VALUE_STATES for s in decoding):
                 rows = self.model.embed(tokens, kinds, self._values[slots], None)
             else:
                 rows = input_embeddings(self.model.text.wte, tokens)
             parts.append(rows)
-        queries = tuple(len(s.prompt) for s in plan.prefill) + (1,) * len(plan.decode)
+        queries = tuple(chunk.end - chunk.start for chunk in chunks)
         starts = np.cumsum((0, *queries), dtype=np.int32)
         position, page, slot, visible = self._tensor(self._rows(plan))
         return ForwardBatch(
@@ -74,40 +81,50 @@ class Runner:
             places=TokenPlaces.of(position, page, slot, self.model.text.rope),
             attention=AttentionBatch(
                 starts=self._tensor(starts),
-                pages=self._tensor(_page_table(plan.sequences)),
+                pages=self._tensor(_page_table([chunk.sequence for chunk in chunks])),
                 visible=visible.to(torch.int32),
                 queries=queries,
             ),
-            last=self._tensor(starts[1:] - 1),
+            last=self._tensor(starts[1:][[chunk.samples for chunk in chunks]] - 1),
         )
 
     def _rows(self, plan: StepPlan) -> npt.NDArray[np.int64]:
         """(4, T): position, cache page, slot there, and visible keys of each row; one upload a step."""
         size = self._page_size
         parts = []
-        for s in plan.prefill:
-            position = np.arange(len(s.prompt))
-            parts.append(np.stack((position, np.asarray(s.pages)[position // size], position % size, s.prompt.visible)))
-        at = [(s.length - 1, s.pages) for s in plan.decode]
+        for s, start, end, *_ in plan.prefill:
+            position = np.arange(start, end)
+            visible = position + 1
+            asked = s.prompt.visible[start:end]
+            visible[: len(asked)] = asked
+            parts.append(np.stack((position, np.asarray(s.pages)[position // size], position % size, visible)))
+        at = [(start, s.pages) for s, start, *_ in plan.decode]
         if at:
             parts.append(np.array([(p, pages[p // size], p % size, p + 1) for p, pages in at]).T)
         return np.concatenate(parts, axis=1) if len(parts) > 1 else np.ascontiguousarray(parts[0])
 
-    def _prompt_rows(self, prefill: Seq[Sequence]) -> torch.Tensor:
-        images = [p for s in prefill for p in s.pictures if isinstance(p, torch.Tensor)]
-        return self.model.embed(
-            self._tensor(np.concatenate([s.prompt.tokens for s in prefill])),
-            self._tensor(np.concatenate([s.prompt.kinds for s in prefill])),
-            self._tensor(np.concatenate([s.prompt.values for s in prefill])),
-            torch.cat(images) if images else None,
+    def _known_rows(self, prefill: Seq[Chunk]) -> torch.Tensor:
+        inputs = [_known(chunk) for chunk in prefill]
+        tokens, kinds, values = (np.concatenate(column) for column in zip(*inputs, strict=True))
+        images = [
+            picture.features
+            for chunk in prefill
+            for (start, end), picture in zip(chunk.sequence.prompt.blocks, chunk.sequence.pictures, strict=True)
+            if chunk.start <= start and end <= chunk.end and picture.features is not None
+        ]
+        rows: torch.Tensor = self.model.embed(
+            self._tensor(tokens), self._tensor(kinds), self._tensor(values), torch.cat(images) if images else None
         )
+        return rows
 
     def _choose(self, plan: StepPlan, hidden: torch.Tensor) -> list[SampledToken]:
-        sequences = plan.sequences
+        sequences = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        if not sequences:
+            return []
         slots = self._tensor([s.slot for s in sequences])
-        if plan.prefill:
-            fresh = slots[: len(plan.prefill)]
-            self._next[2, fresh] = self._tensor([int(s.state) for s in plan.prefill])
+        fresh = [chunk.sequence for chunk in plan.prefill if chunk.samples]
+        if fresh:
+            self._next[2, slots[: len(fresh)]] = self._tensor([int(s.state) for s in fresh])
         text = any(s.state in TEXT_STATES for s in sequences)
         drawing = any(s.sampling.temperature > 0 for s in sequences)
         wanted = [s.sampling.logprobs for s in sequences if s.sampling.logprobs is not None]
@@ -137,6 +154,21 @@ class Runner:
     def _tensor(self, values: npt.NDArray[np.generic] | list[int]) -> torch.Tensor:
         array = np.asarray(values)
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _known(chunk: Chunk) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Tokens, kinds and values of a chunk of the prompt, or of what was sampled after it."""
+    s, start, end, *_ = chunk
+    prompt, asked = s.prompt, len(s.prompt)
+    known = prompt.tokens[start:end], prompt.kinds[start:end], prompt.values[start:end]
+    sampled = s.sampled[max(0, start - asked) : max(0, end - asked)]
+    if not sampled:
+        return known
+    return (
+        np.concatenate((known[0], np.array([t.token for t in sampled], dtype=np.int64))),
+        np.concatenate((known[1], np.array([t.kind for t in sampled], dtype=np.int64))),
+        np.concatenate((known[2], np.array([t.value for t in sampled], dtype=np.float32))),
+    )
 
 
 def _page_table(sequences: Seq[Sequence]) -> npt.NDArray[np.int32]:

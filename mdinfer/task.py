@@ -20,7 +20,6 @@ class Task:
     handle: RequestHandle
     compiled: Compiled
     sequence: Sequence
-    follows: list[list[int]]
     eos_id: int
     state: int = State.ANSWER
     counted: int = 0
@@ -37,11 +36,11 @@ class Task:
         self.ready = time.perf_counter()
 
     def admit(self) -> None:
-        """The sequence runs from now on."""
-        self.admitted = time.perf_counter()
+        """The sequence runs, from now on or again."""
+        self.admitted = self.admitted or time.perf_counter()
 
     def commit(self, token: SampledToken) -> bool:
-        """Take the sequence's next token and tell the handle; True if the request is finished with it."""
+        """Tell the handle of a token that the sequence has taken; True if the request is finished with it."""
         if not token.sound:
             raise ArithmeticError("the model's numbers are not finite")
         now = time.perf_counter()
@@ -49,8 +48,7 @@ class Task:
         if token.token == self.eos_id and self.state != State.REASONING:
             self._finish("stop", now)
             return True
-        self.sequence.sampled.append(token)
-        before, self.state = self.state, self.follows[self.state][min(token.token, len(self.follows[0]) - 1)]
+        before, self.state = self.state, self.sequence.state
         closes_trace = before == State.REASONING and self.state == State.ANSWER
         self.counted += not closes_trace
         event = self.compiled.output.push(token)
@@ -77,6 +75,7 @@ class Task:
                 prompt_tokens=len(self.compiled.prompt),
                 completion_tokens=reasoning + len(fields["token_ids"]),
                 image_tokens=int((self.compiled.prompt.kinds == TokenKind.IMAGE).sum()),
+                cached_tokens=self.sequence.cached,
                 reasoning_tokens=reasoning,
             ),
             metrics=Metrics(

@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ USER = [{"role": "user", "content": "What is this?"}]
 
 
 def answer(result: Result) -> tuple[Any, ...]:
-    """All that does not depend on the clock."""
+    """All that does not depend on the clock, or on what was asked before."""
     return (
         result.text,
         result.reasoning,
@@ -39,7 +40,7 @@ def answer(result: Result) -> tuple[Any, ...]:
         result.token_ids,
         result.reasoning_token_ids,
         result.finish_reason,
-        result.usage,
+        replace(result.usage, cached_tokens=0),
         None if result.logprobs is None else [(entry.token_id, len(entry.top)) for entry in result.logprobs],
     )
 
@@ -340,13 +341,23 @@ def test_very_cold_requests_do_not_disturb_their_neighbours(engine_a: Engine) ->
 def test_usage_and_metrics(engine_a: Engine) -> None:
     result = engine_a.query(PICTURE, "What is this?", temperature=0, max_tokens=5)
     usage, times = result.usage, result.metrics
-    assert (usage.prompt_tokens, usage.image_tokens, usage.cached_tokens) == (738, 729, 0)
+    assert (usage.prompt_tokens, usage.image_tokens) == (738, 729)
     assert (usage.completion_tokens, usage.reasoning_tokens, usage.total_tokens) == (5, 0, 743)
     assert times.image_s > 0
     assert min(times.queue_s, times.prefill_s, times.decode_s) >= 0
     assert times.ttft_s == pytest.approx(times.image_s + times.queue_s + times.prefill_s)
     assert times.total_s == pytest.approx(times.ttft_s + times.decode_s)
     assert times.total_s < 60
+
+
+@pytest.mark.parametrize(("prefix_cache", "cached"), [(True, [0, 730, 737, 0]), (False, [0, 0, 0, 0])])
+def test_a_known_picture_is_not_computed_again(prefix_cache: bool, cached: list[int]) -> None:
+    """All of it is reused, and of a known prompt all but the last position; another picture shares nothing."""
+    asked = [(PICTURE, "cat?"), (PICTURE, "What is this?"), (PICTURE, "What is this?"), (OTHER, "What is this?")]
+    with load_engine("tiny-a", prefix_cache=prefix_cache) as engine:
+        results = [engine.query(image, question, **GREEDY) for image, question in asked]
+    assert [result.usage.cached_tokens for result in results] == cached
+    assert answer(results[1]) == answer(results[2])
 
 
 def test_the_description_is_for_people(engine_a: Engine) -> None:

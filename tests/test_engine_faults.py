@@ -17,9 +17,9 @@ import pytest
 import mdinfer
 from mdinfer import Engine, Query, RequestHandle
 from mdinfer.image import prepare_image
-from mdinfer.scheduler import StepPlan
 from mdinfer.sequence import SampledToken, Sequence
 from mdinfer.skills import compile_request
+from mdinfer.step_plan import StepPlan
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
@@ -121,7 +121,7 @@ def test_cancelled_in_its_prefill(engine: Engine) -> None:
 
 
 def test_cancelled_in_decode(engine: Engine) -> None:
-    with held(engine, lambda plan: bool(plan.decode) and plan.decode[0].length > 20) as gate:
+    with held(engine, lambda plan: bool(plan.decode) and plan.decode[0].end > 20) as gate:
         handle = engine.submit(LONG)
         assert gate.reached.wait(SOON)
         handle.cancel()
@@ -195,11 +195,11 @@ def test_a_step_that_raises_fails_its_requests_alone(
     engine: Engine, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = engine.submit(SHORT).result(timeout=SOON).text
-    run, broken = engine._loop._runner.run, [True]
+    run, broken = engine._loop._runner.run, list[bool]()
 
     def failing(plan: StepPlan) -> list[SampledToken]:
-        if broken and (plan.prefill if stage == "prefill" else plan.decode):
-            broken.clear()
+        if len(broken) < 2 and (plan.prefill if stage == "prefill" else plan.decode):
+            broken.append(True)  # when the step is done over, too
             raise FaultError("with a secret in its message")
         return run(plan)
 
@@ -312,9 +312,9 @@ def test_a_scheduler_that_fails_halfway_tells_every_waiter(engine: Engine, monke
         pages = engine._loop._scheduler.pages
         waiting = engine._loop._scheduler.waiting
 
-        def halfway(count: int) -> Any:
-            if waiting:
-                waiting.popleft()
+        def halfway(count: int, **_: Any) -> Any:
+            if len(waiting):
+                waiting.pop()
             raise FaultError
 
         monkeypatch.setattr(pages, "take", halfway)

@@ -77,7 +77,7 @@ def scatter(engine: mdinfer.Engine) -> None:
     pool = engine._loop._scheduler.pages
     pages = pool.take(pool.count)
     assert pages is not None
-    pool.give_back(pages[::2])
+    pool.release(pages[::2])
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

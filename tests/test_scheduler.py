@@ -44,7 +44,7 @@ def test_pages_are_taken_one_by_one_and_lie_in_a_row() -> None:
     loop = Loop()
     first, second = text(5, more=20), text(5, first=40, more=20)
     loop.add(first, second)
-    for _ in range(8):
+    for _ in range(12):
         loop.step()
     assert (len(first.pages), len(second.pages)) == (4, 4)
     for one in (first, second):

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from mdinfer.config import TextConfig
-from mdinfer.kernels import AttentionBatch, LayerCache, TokenPlaces
+from mdinfer.kernels import AttentionBatch, LayerCache, TokenPlaces, copy_pages
 
 FP8 = torch.float8_e4m3fn
 
@@ -65,6 +65,12 @@ class KVCache:
             LayerCache(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
             for k, v, (k_scale, v_scale) in zip(self.k, self.v, scales, strict=True)
         )
+
+    def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """Copy page source[i] over page into[i] in every layer, scales too; arguments as in `copy_pages`."""
+        for stored in (self.k, self.v, self.k_scale, self.v_scale):
+            if stored is not None:
+                copy_pages(stored, source, into)
 
     @property
     def page_size(self) -> int:

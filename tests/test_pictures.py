@@ -1,0 +1,54 @@
+"""Pictures shared by requests: which object stands for a picture, and for how long."""
+
+from __future__ import annotations
+
+import torch
+
+from mdinfer.pictures import LoadedPicture, PictureStore
+from tests.scheduled import picture
+
+
+def test_crops_until_features() -> None:
+    one = picture("a", crops=5)
+    assert (one.encoded, one.crop_count) == (False, 5)
+    one.encode(torch.zeros(3))
+    assert (one.encoded, one.crop_count, one.crops) == (True, 0, None)
+
+
+def test_the_first_stands_for_all_that_show_the_same_in_its_namespace() -> None:
+    store, first = PictureStore(4), picture("a")
+    assert store.shared(first, "") is first
+    assert store.shared(picture("a"), "") is first
+    other, elsewhere = picture("b"), picture("a")
+    assert store.shared(other, "") is other
+    assert store.shared(elsewhere, "key") is elsewhere
+    assert len(store) == 3
+
+
+def test_the_one_used_longest_ago_goes() -> None:
+    store, first = PictureStore(2), picture("a")
+    store.shared(first, "")
+    store.shared(picture("b"), "")
+    store.shared(picture("a"), "")
+    store.shared(picture("c"), "")
+    assert len(store) == 2
+    assert store.shared(picture("a"), "") is first
+    again = picture("b")
+    assert store.shared(again, "") is again
+
+
+def test_a_picture_that_the_caller_encoded_is_the_callers() -> None:
+    store, crops = PictureStore(4), picture("a")
+    encoded = LoadedPicture(digest=crops.digest, features=torch.zeros(3))
+    assert store.shared(encoded, "") is encoded
+    assert store.shared(crops, "") is crops
+
+
+def test_a_forgotten_picture_is_made_anew() -> None:
+    store, first, other = PictureStore(4), picture("a"), picture("b")
+    store.shared(first, "")
+    store.shared(other, "")
+    store.forget([first])
+    again = picture("a")
+    assert store.shared(again, "") is again
+    assert store.shared(picture("b"), "") is other
