@@ -36,6 +36,7 @@ from mdinfer.sequence import SamplingParams, Sequence
 
 PAGE_SIZE = 32
 _KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+_WARM_UP = 2  # decoding steps of the first round
 
 
 class Batch:
@@ -43,7 +44,8 @@ class Batch:
 
     def __init__(self, loaded: Loaded, size: int, prompt: int, tokens: int, seed: int, kv: str = "auto") -> None:
         model, text = loaded.model, loaded.model.config.text
-        pages = size * -(-(prompt + tokens + 1) // PAGE_SIZE)
+        most = prompt + max(tokens, _WARM_UP) + 1
+        pages = size * -(-most // PAGE_SIZE)
         cache = KVCache.allocate(
             text,
             pages=pages,
@@ -68,7 +70,7 @@ class Batch:
                     prompt=PromptBuilder(0, 0).text(_random_ids(loaded, prompt, draw)).build(),
                     state=State.ANSWER,
                     sampling=SamplingParams(),
-                    max_positions=prompt + tokens + 1,
+                    max_positions=most,
                 )
             )
 
@@ -106,7 +108,7 @@ def measure(loaded: Loaded, arguments: argparse.Namespace) -> list[dict[str, Any
         steps = [Batch(loaded, n, arguments.prompt, arguments.tokens, turn, arguments.kv).step for n in arguments.batch]
         if arguments.plain:
             steps.append(_plain(loaded, arguments.prompt, arguments.tokens, turn))
-        for i in range(1 + (arguments.tokens if turn else 2)):
+        for i in range(1 + (arguments.tokens if turn else _WARM_UP)):
             for times, step in zip(decode if i else prefill, steps, strict=True):
                 start = time.perf_counter()
                 step()

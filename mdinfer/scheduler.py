@@ -212,15 +212,16 @@ class Scheduler:
 
     def _fit(self, sequence: Sequence, hit: Hit) -> Hit | None:
         """The hit that leaves enough pages for the rest, its pages referred to; None if pages are too few."""
-        need, running = self.pages.pages_for(sequence.length), len(self.running)
+        need, size = self.pages.pages_for(sequence.length), self.pages.page_size
         hits = [hit]
-        if hit.source is not None and not running and self.cache is not None:
+        if hit.source is not None and not self.running and self.cache is not None:
             # Reading the source takes a page more than the sequence needs, and nobody is left to release one.
             hits.append(self.cache.shorter(hit, sequence.prompt.blocks))
+        # One page is left to each that will need more than it has, so that nobody is preempted at once.
+        left = sum(len(other.pages) * size < other.max_positions for other in self.running)
         for fitting in hits:
             self.pages.share(fitting.held)
-            # One page is left to each that runs, so that nobody is preempted at once.
-            if self.pages.free + self.pages.idle >= need - len(fitting.pages) + running:
+            if self.pages.free + self.pages.idle >= need - len(fitting.pages) + left:
                 return fitting
             self.pages.release(fitting.held)
         return None

@@ -24,7 +24,7 @@ from mdinfer.kernels import DecodeTable, Draws, Sampled, sample
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
-PICTURE = image_file("images/p_100x80.png")
+PICTURE, OTHER = image_file("images/p_100x80.png"), image_file("images/p_1x1.png")
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 USER = [{"role": "user", "content": "What is this?"}]
 

@@ -94,6 +94,9 @@ def scatter(engine: mdinfer.Engine) -> None:
         pytest.param(
             {"max_batch_size": 32, "kv_memory": "14MiB", "prefill_tokens": 1500}, False, True, id="little_memory"
         ),
+        pytest.param({"prefill_tokens": 16, "page_size": 8, "vision_crops": 1}, False, False, id="small_chunks"),
+        pytest.param({"page_size": 2, "kv_memory": "9MiB"}, False, True, id="preempted"),
+        pytest.param({"prefix_cache": False}, False, False, id="nothing_reused"),
     ],
 )
 def test_together(name: str, options: dict[str, Any], scattered: bool, once: bool) -> None:
@@ -104,7 +107,7 @@ def test_together(name: str, options: dict[str, Any], scattered: bool, once: boo
     with load_engine(name, **options) as engine:
         if scattered:
             scatter(engine)
-        work, features = everything(name, seed=options["max_batch_size"]), functools.cache(engine.encode_image)
+        work, features = everything(name, seed=options.get("max_batch_size", 64)), functools.cache(engine.encode_image)
         if once:
             work = [(case, encoded(features, request)) for case, request in work]
         free = engine._loop._scheduler.pages.free

@@ -24,6 +24,7 @@ def test_defaults_are_pinned() -> None:
         "kv_memory": "auto",
         "max_context": None,
         "page_size": 32,
+        "prefix_cache": True,
         "prefill_tokens": 4096,
         "vision_crops": 13,
         "max_queue": 1024,

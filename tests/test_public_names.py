@@ -33,8 +33,8 @@ FIELDS = {
     "Metrics": "image_s queue_s prefill_s ttft_s decode_s total_s",
     "TokenLogprob": "token_id token data logprob top",
     "EngineConfig": (
-        "device dtype experts kv_dtype max_batch_size kv_memory max_context page_size prefill_tokens vision_crops "
-        "max_queue exif image_threads max_image_pixels progress"
+        "device dtype experts kv_dtype max_batch_size kv_memory max_context page_size prefix_cache "
+        "prefill_tokens vision_crops max_queue exif image_threads max_image_pixels progress"
     ),
     "ModelConfig": "text vision region tokenizer",
 }

@@ -106,6 +106,20 @@ def test_never_more_than_there_are_slots() -> None:
     assert {them[1].slot, them[2].slot} == {0, 1}
 
 
+def test_a_page_is_left_to_each_that_will_need_one() -> None:
+    loop = Loop(pages=5, cache=False)
+    running, new = text(6, more=8), text(12, first=40, more=4)
+    loop.add(running, new)
+    assert [row[0] for row in prefill(loop.step())] == [running]
+    assert (loop.pool.free, new.slot) == (3, -1)  # three pages would do for now
+    loop.scheduler.remove(running)
+    assert [row[0] for row in prefill(loop.step())] == [new]
+    loop = Loop(pages=5, cache=False)
+    running, new = text(6, more=2), text(12, first=40, more=4)
+    loop.add(running, new)
+    assert [row[0] for row in prefill(loop.step())] == [running, new]
+
+
 # Budgets and chunks
 
 
@@ -324,6 +338,22 @@ def test_a_prefix_that_leaves_no_page_to_copy_to_is_shortened() -> None:
     one = text(15, more=1)
     loop.add(one)
     assert prefill(loop.step()) == [(one, 12, 15)]
+
+
+def test_a_page_to_be_copied_is_not_copied_to_in_the_same_step() -> None:
+    """The second one's pages would be had by evicting the first one's source, which is older than what it looked at."""
+    loop = Loop(pages=7)
+    loop.run(sequence([30, 31, 32, 33, 34], more=1))
+    loop.run(sequence([20, 21, "image"], [picture("a")], more=1))
+    first = sequence([30, 31, 32, 33, 34, 35, 36], more=2)
+    second = sequence([20, 21, "image"], [picture("a")], more=1)  # nothing of a picture that ends a prompt is reused
+    loop.add(first, second)
+    plan = loop.step()
+    assert prefill(plan) == [(first, 6, 8)]
+    assert plan is not None and [copy.source for copy in plan.copies] == [1]
+    loop.run()
+    for one in (first, second):
+        assert loop.answers[one] == solitary(one.prompt, one.pictures, 0, one.max_positions)
 
 
 # Ends
