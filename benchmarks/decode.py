@@ -77,7 +77,7 @@ class Batch:
     def step(self) -> None:
         plan = self._scheduler.plan()
         assert plan is not None
-        self._scheduler.commit(plan, self._runner.run(plan))
+        self._scheduler.commit(plan, self._runner.launch(plan).read().tokens)
 
 
 def _random_ids(loaded: Loaded, prompt: int, draw: np.random.Generator) -> list[int]:

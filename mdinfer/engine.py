@@ -38,12 +38,12 @@ from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
-from mdinfer.pictures import LoadedPicture
+from mdinfer.pictures import LoadedPicture, PictureStore
 from mdinfer.prefill_step import StepBudget
 from mdinfer.prefix_cache import PrefixCache
 from mdinfer.reader_pool import ReaderPool
-from mdinfer.request import ImageInput, Request
-from mdinfer.result import Result
+from mdinfer.request import ImageInput, Request, check_integer, check_number, check_text
+from mdinfer.result import EngineStats, Result
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
 from mdinfer.sequence import Sequence as RunningSequence
@@ -100,6 +100,8 @@ class Engine(SkillCalls):
                 budget=StepBudget(prefill_tokens=options.prefill_tokens, vision_crops=options.vision_crops),
             ),
             runner,
+            PictureStore(options.image_cache),
+            overlap=model.device.type == "cuda" if options.overlap == "auto" else options.overlap,
         )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
         self._finalizer = weakref.finalize(self, self._loop.close)
@@ -175,13 +177,21 @@ class Engine(SkillCalls):
 
     # The engine itself
 
-    def submit(self, request: Request) -> RequestHandle:
+    def submit(
+        self, request: Request, *, namespace: str = "", priority: int = 0, timeout: float | None = None
+    ) -> RequestHandle:
         """Start a request and return at once.
 
-        Raises RequestError, QueueFullError or EngineDeadError; what can only be known later (a picture that
-        cannot be read, say) is raised by the handle.
+        Requests of different namespaces share nothing in the caches, so that none can tell from its own time what
+        another one asked. A smaller priority goes first. After `timeout` seconds an unfinished request ends with
+        DeadlineError. Raises RequestError, QueueFullError or EngineDeadError; what can only be known later (a
+        picture that cannot be read, say) is raised by the handle.
         """
         self._check_alive()
+        check_text("namespace", namespace)
+        check_integer("priority", priority, -(1 << 31), 1 << 31)
+        if timeout is not None:
+            check_number("timeout", timeout, 0, 1e9)
         compiled = compile_request(request, self._context)
         limit = self.max_context
         if len(compiled.prompt) >= limit:
@@ -198,6 +208,8 @@ class Engine(SkillCalls):
                 state=compiled.state,
                 sampling=compiled.sampling,
                 max_positions=most,
+                namespace=namespace,
+                priority=priority,
             ),
             eos_id=self.config.tokenizer.eos_id,
         )
@@ -208,6 +220,9 @@ class Engine(SkillCalls):
                     "or load the engine with a larger max_queue"
                 )
             self._tasks[handle] = task
+        if timeout is not None:
+            task.due = task.submitted + timeout
+            self._loop.watch(task)
         if compiled.pictures:
             self._readers.submit(task, self._read_pictures, self._refuse)
         else:
@@ -222,6 +237,10 @@ class Engine(SkillCalls):
     def healthy(self) -> bool:
         """True while the loop runs; False once closed or failed."""
         return self._loop.healthy
+
+    def stats(self) -> EngineStats:
+        """What runs and waits now, and what was done since the engine was loaded."""
+        return self._loop.stats()
 
     def description(self) -> str:
         """A few lines for people: device, precision, memory, how much runs at once."""
@@ -264,7 +283,7 @@ class Engine(SkillCalls):
                     self._room.wait(timeout=_ROOM_SECONDS)
 
     def _refuse(self, task: Task) -> None:
-        task.handle._fail(self._loop.dead())
+        task.fail(self._loop.dead())
 
     def _read_pictures(self, task: Task) -> None:
         try:
@@ -273,9 +292,9 @@ class Engine(SkillCalls):
                     return
                 task.sequence.pictures.append(self._prepare(picture))
         except MdinferError as error:
-            task.handle._fail(error)
+            task.fail(error)
         except Exception as error:
-            task.handle._fail(RequestFailedError(f"reading an image failed with {type(error).__name__}"))
+            task.fail(RequestFailedError(f"reading an image failed with {type(error).__name__}"))
         else:
             self._start(task)
 
@@ -311,13 +330,16 @@ class Engine(SkillCalls):
     def _cancel(self, handle: RequestHandle) -> None:
         task = self._tasks.get(handle)
         if task is not None:
-            self._readers.discard(task)
             self._loop.cancel(task)
 
     def _forget(self, handle: RequestHandle) -> None:
         with self._room:
-            self._tasks.pop(handle, None)
+            task = self._tasks.pop(handle, None)
             self._room.notify()
+        if task is not None:
+            self._loop.forget(task)
+            if not task.ready:
+                self._readers.discard(task)
 
 
 def _snapshot(picture: Picture) -> Picture:

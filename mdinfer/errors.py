@@ -9,7 +9,9 @@
     │   └── PromptTooLongError          the prompt leaves no room in the context
     ├── QueueFullError                  too many requests wait; try again later
     ├── RequestFailedError              a fault of ours that ended this one request
+    │   └── OutOfMemoryError            there was not memory enough for it; a smaller one may do
     ├── RequestCancelledError           the request was cancelled before it finished
+    ├── DeadlineError                   the request did not finish within its `timeout`
     └── EngineDeadError                 the engine is closed or its loop has failed
 
 Messages state the value, the limit and the remedy; they hold no paths of images and no addresses.
@@ -73,7 +75,15 @@ class RequestFailedError(MdinferError):
     pass
 
 
+class OutOfMemoryError(RequestFailedError):
+    pass
+
+
 class RequestCancelledError(MdinferError):
+    pass
+
+
+class DeadlineError(MdinferError):
     pass
 
 

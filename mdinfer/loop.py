@@ -1,4 +1,4 @@
-"""The engine's loop: one thread that plans a step, runs it, commits its tokens, until it is closed.
+"""The engine's loop: one thread that plans a step, launches it, reads the one before and commits its tokens.
 
 Everything the scheduler and the runner hold is touched by this thread alone; others leave messages in its inbox.
 """
@@ -6,36 +6,54 @@ Everything the scheduler and the runner hold is touched by this thread alone; ot
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
 
-from mdinfer.errors import EngineDeadError, MdinferError, RequestCancelledError, RequestFailedError
+from mdinfer.errors import (
+    DeadlineError,
+    EngineDeadError,
+    MdinferError,
+    OutOfMemoryError,
+    RequestCancelledError,
+    RequestFailedError,
+)
+from mdinfer.flight import Flight, Landing
 from mdinfer.image import Crops
 from mdinfer.pictures import PictureStore
+from mdinfer.result import EngineStats
 from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
-from mdinfer.sequence import SampledToken, Sequence
+from mdinfer.sequence import Sequence
 from mdinfer.step_plan import StepPlan
-from mdinfer.task import Task
+from mdinfer.task import News, Task
+from mdinfer.teller import Teller
 
 log = logging.getLogger(__name__)
 
-_PICTURES = 64  # of which features are kept for requests to come
+_SHORTAGES = (MemoryError, torch.OutOfMemoryError)
 
 
 class EngineLoop:
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
-        self._scheduler, self._runner = scheduler, runner
+    """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, pictures: PictureStore, *, overlap: bool) -> None:
+        self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
         self._tasks: dict[Sequence, Task] = {}
-        self._pictures = PictureStore(_PICTURES)
+        self._flights: deque[tuple[StepPlan, Flight]] = deque()
         self._inbox: deque[tuple[Callable[[], None], Callable[[EngineDeadError], None]]] = deque()
+        self._timed: dict[Task, float] = {}
+        self._next_due = math.inf  # no task of `_timed` is due earlier
         self._wake = threading.Condition()
         self._closing = False
         self._death: BaseException | None = None
+        self._steps = self._encoded = self._prompt_tokens = self._generated = 0
+        self._teller = Teller(self._stop, lambda task, error: self._send(lambda: self._end(task, error), task.fail))
         self._thread = threading.Thread(target=self._main, name="mdinfer-engine", daemon=True)
         self._thread.start()
 
@@ -45,10 +63,24 @@ class EngineLoop:
 
     def add(self, task: Task) -> None:
         """Schedule a task whose pictures are ready."""
-        self._send(lambda: self._admit(task), task.handle._fail)
+        self._send(lambda: self._admit(task), task.fail)
 
     def cancel(self, task: Task) -> None:
-        self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task.handle._fail)
+        self._send(lambda: self._end(task, RequestCancelledError("the request was cancelled")), task.fail)
+
+    def watch(self, task: Task) -> None:
+        """End a task once it is due, wherever it is, unless it is forgotten before."""
+
+        def watch() -> None:
+            if not task.handle.done:
+                self._timed[task] = task.due
+                self._next_due = min(self._next_due, task.due)
+
+        self._send(watch, task.fail)
+
+    def forget(self, task: Task) -> None:
+        """The task has ended. From any thread."""
+        self._timed.pop(task, None)
 
     def encode(self, picture: Crops) -> Future[torch.Tensor]:
         """Features of a picture, made between two steps."""
@@ -56,15 +88,40 @@ class EngineLoop:
 
         def work() -> None:
             try:
-                [features] = self._runner.encode([picture])
+                try:
+                    [features] = self._runner.encode([picture])
+                except _SHORTAGES:
+                    _free_memory()
+                    [features] = self._runner.encode([picture], sparing=True)
+            except torch.AcceleratorError:
+                raise
             except Exception as error:
                 log.exception("encoding a picture failed")
-                done.set_exception(RequestFailedError(f"encoding the picture failed: {type(error).__name__}"))
+                done.set_exception(_failure("encoding the picture", error))
             else:
+                self._encoded += 1
                 done.set_result(features)
 
         self._send(work, done.set_exception)
         return done
+
+    def stats(self) -> EngineStats:
+        """Counts as they are now; from any thread, so those of a step may be a step apart."""
+        scheduler, pages = self._scheduler, self._scheduler.pages
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=max(0, len(self._tasks) - len(scheduler.running)),
+            pages_total=pages.count,
+            pages_free=pages.free,
+            pages_cached=pages.idle,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+            images_encoded=self._encoded,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generated,
+        )
 
     def close(self) -> None:
         """Stop after the step that runs; unfinished requests end with EngineDeadError. Waits for the thread."""
@@ -73,6 +130,12 @@ class EngineLoop:
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def dead(self) -> EngineDeadError:
+        """Why nothing more can be asked of this loop."""
+        if self._death is not None:
+            return EngineDeadError(f"the engine's loop failed ({type(self._death).__name__}): load the engine anew")
+        return EngineDeadError("the engine is closed")
 
     def _send(self, work: Callable[[], None], abandon: Callable[[EngineDeadError], None]) -> None:
         """Have the loop's thread do `work`; if it never will, `abandon` hears why."""
@@ -84,11 +147,7 @@ class EngineLoop:
         if not alive:
             abandon(self.dead())
 
-    def dead(self) -> EngineDeadError:
-        """Why nothing more can be asked of this loop."""
-        if self._death is not None:
-            return EngineDeadError(f"the engine's loop failed ({type(self._death).__name__}): load the engine anew")
-        return EngineDeadError("the engine is closed")
+    # The loop
 
     def _main(self) -> None:
         try:
@@ -100,15 +159,20 @@ class EngineLoop:
         finally:  # nothing here may depend on the scheduler or the runner: they may be what failed
             with self._wake:
                 self._closing = True
+            self._teller.close()
             while self._inbox:
                 self._inbox.popleft()[1](self.dead())
-            for task in list(self._tasks.values()):
-                task.handle._fail(self.dead())
+            for task in [*self._tasks.values(), *self._timed]:
+                task.fail(self.dead())
 
     def _receive(self) -> bool:
-        """Handle all messages; wait for one where there is nothing to run. False once closing."""
+        """Handle all messages and what is due; wait for one where there is nothing to run. False once closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._inbox or self._tasks or self._closing)
+            while not (self._inbox or self._tasks or self._flights or self._closing):
+                wait = self._next_due - time.perf_counter()
+                if wait <= 0:
+                    break
+                self._wake.wait(None if wait == math.inf else wait)
             if self._closing:
                 return False
         while self._inbox:
@@ -119,47 +183,81 @@ class EngineLoop:
                 self._death = error
                 abandon(self.dead())
                 raise
+        if time.perf_counter() >= self._next_due:
+            self._expire()
         return True
 
     def _step(self) -> None:
+        """Plan, launch, commit: with overlap, commit what was launched before."""
         plan = self._scheduler.plan()
-        if plan is None:
-            return
+        if plan is not None:
+            self._launch(plan)
+        while len(self._flights) > (self._overlap and plan is not None):
+            self._land()
+
+    def _launch(self, plan: StepPlan) -> None:
         for chunk in plan.prefill:
             self._tasks[chunk.sequence].admit()
         try:
-            tokens = self._runner.run(plan)
+            flight = self._runner.launch(plan)
         except torch.AcceleratorError:  # the device is lost: no later step can succeed
             raise
         except Exception as error:
             log.error("a step failed", exc_info=error)
             self._run_singly(plan)
         else:
-            self._commit(plan, tokens)
+            self._flights.append((plan, flight))
+
+    def _land(self) -> None:
+        plan, flight = self._flights.popleft()
+        self._commit(plan, flight.read())
 
     def _run_singly(self, plan: StepPlan) -> None:
         """Do a step over, a sequence at a time; those that fail alone end."""
+        while self._flights:
+            self._land()
         for part in plan.singly():
+            sequence = part.chunks[0].sequence
+            if sequence.ended:
+                continue
             try:
-                tokens = self._runner.run(part)
+                landing = self._run_alone(part)
             except torch.AcceleratorError:
                 raise
             except Exception as error:
-                reason = RequestFailedError(f"the step failed with {type(error).__name__}")
-                self._end(self._tasks[part.chunks[0].sequence], reason)
+                log.error("a step failed for one request alone", exc_info=error)
+                self._end(self._tasks[sequence], _failure("the step", error))
             else:
-                self._commit(part, tokens)
+                self._commit(part, landing)
 
-    def _commit(self, plan: StepPlan, tokens: list[SampledToken]) -> None:
-        for sequence, token in self._scheduler.commit(plan, tokens):
+    def _run_alone(self, part: StepPlan) -> Landing:
+        try:
+            return self._runner.launch(part).read()
+        except _SHORTAGES:
+            _free_memory()
+            return self._runner.launch(part, sparing=True).read()
+
+    def _commit(self, plan: StepPlan, landing: Landing) -> None:
+        now, news = time.perf_counter(), list[News]()
+        for chunk in plan.prefill if plan.pictures else ():
+            task = self._tasks.get(chunk.sequence)
+            if task is not None and chunk.sequence.pictures:
+                task.vision_s += landing.vision_s
+        for sequence, token in self._scheduler.commit(plan, landing.tokens):
             task = self._tasks[sequence]
-            try:
-                if task.commit(token):
-                    del self._tasks[sequence]
-                    self._scheduler.finish(sequence)
-            except Exception as error:
-                log.exception("committing a token failed")
-                self._end(task, RequestFailedError(f"the answer could not be decoded: {type(error).__name__}"))
+            if not token.sound:
+                self._end(task, RequestFailedError("the model's numbers are not finite"))
+                continue
+            self._generated += 1
+            news.append(task.take(token, now))
+            if news[-1].reason is not None:
+                self._finish(task)
+        self._steps += 1
+        self._encoded += len(plan.pictures)
+        if news:
+            self._teller.tell(news)
+
+    # Tasks
 
     def _admit(self, task: Task) -> None:
         if task.handle.done:
@@ -167,12 +265,47 @@ class EngineLoop:
         sequence = task.sequence
         sequence.pictures = [self._pictures.shared(picture, sequence.namespace) for picture in sequence.pictures]
         self._tasks[sequence] = task
+        self._prompt_tokens += len(sequence.prompt)
         self._scheduler.add(sequence)
 
+    def _stop(self, task: Task) -> None:
+        """The answer is complete: what was sampled of it since does not count."""
+
+        def stop() -> None:
+            if task.sequence in self._tasks:
+                self._finish(task)
+
+        self._send(stop, lambda error: None)
+
+    def _finish(self, task: Task) -> None:
+        del self._tasks[task.sequence]
+        self._scheduler.finish(task.sequence)
+
     def _end(self, task: Task, error: MdinferError) -> None:
-        task.handle._fail(error)
+        task.fail(error)
         if task.sequence in self._tasks:
             del self._tasks[task.sequence]
             if isinstance(error, RequestFailedError):  # its pictures may be what is wrong
                 self._pictures.forget(task.sequence.pictures)
             self._scheduler.remove(task.sequence)
+
+    def _expire(self) -> None:
+        now, timed = time.perf_counter(), list(self._timed.items())
+        for task, due in timed:
+            if due <= now:
+                self._timed.pop(task, None)
+                limit = task.due - task.submitted
+                self._end(task, DeadlineError(f"the request did not finish within its timeout of {limit:g} s"))
+        self._next_due = min((due for _, due in timed if due > now), default=math.inf)
+
+
+def _failure(what: str, error: Exception) -> RequestFailedError:
+    if isinstance(error, _SHORTAGES):
+        return OutOfMemoryError(f"{what} ran out of memory, also alone: send fewer or smaller images, or try again")
+    return RequestFailedError(f"{what} failed with {type(error).__name__}")
+
+
+def _free_memory() -> None:
+    """Give back what the allocator keeps, so that a smaller piece of it may do."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

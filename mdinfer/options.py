@@ -28,6 +28,8 @@ class EngineConfig:
     prefix_cache      keep prompts and answers in free pages, for requests that begin with them
     prefill_tokens    positions that one step may prefill; longer prompts take several, an image is not cut
     vision_crops      crops that run through the vision tower in one pass, and in one step unless of one picture
+    image_cache       pictures whose features are kept for requests to come
+    overlap           launch a step before the one before it is read; "auto": on a GPU, where it saves time
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
     image_threads     threads that decode and resize pictures; None: one per core, at most 16
@@ -46,6 +48,8 @@ class EngineConfig:
     prefix_cache: bool = True
     prefill_tokens: int = 4096
     vision_crops: int = 13
+    image_cache: int = 64
+    overlap: bool | Literal["auto"] = "auto"
     max_queue: int = 1024
     exif: bool = True
     image_threads: int | None = None
@@ -58,6 +62,8 @@ class EngineConfig:
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
+        if self.overlap != "auto" and not isinstance(self.overlap, bool):
+            raise ConfigError(f'overlap must be True, False or "auto", found {self.overlap!r}')
         for name in ("exif", "prefix_cache", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")
@@ -67,6 +73,7 @@ class EngineConfig:
             ("page_size", 1, 1024),
             ("prefill_tokens", 1, 1 << 20),
             ("vision_crops", 1, 1024),
+            ("image_cache", 0, 1 << 20),
             ("max_queue", 1, 1 << 20),
             ("image_threads", 1, 256),
             ("max_image_pixels", 1, 1 << 31),

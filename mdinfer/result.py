@@ -69,14 +69,41 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Seconds: image decoding, waiting for admission, vision and prefill, first token since submit, decode, all."""
+    """Seconds: image decoding, waiting for admission, prefill with vision, first token since submit, decode, all.
+
+    vision_s is what the vision tower took of prefill_s, in steps that this request may have shared with others.
+    """
 
     image_s: float
     queue_s: float
+    vision_s: float
     prefill_s: float
     ttft_s: float
     decode_s: float
     total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """The engine at one moment; the counts from prefix_queries on are since it was loaded.
+
+    running, waiting    requests in the batch, and those that wait for it with their pictures read
+    pages_total         pages of the KV cache: free ones, cached ones (which can be had at once), those in use
+    prefix_queries      prompt tokens looked up in the prefix cache, and how many of them were found
+    """
+
+    running: int
+    waiting: int
+    pages_total: int
+    pages_free: int
+    pages_cached: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    steps: int
+    images_encoded: int
+    prompt_tokens: int
+    generation_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

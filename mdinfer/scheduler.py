@@ -50,6 +50,7 @@ class Scheduler:
         self.leaders = Leaders(pages.page_size)
         self.running: list[Sequence] = []  # by rank
         self.preemptions = 0
+        self.prefix_queries = self.prefix_hits = 0  # positions of prompts looked up in the cache, and found there
         self._prefilling: dict[Sequence, None] = {}
         self._budget, self._follows = budget, follows
         self._last_token = len(follows[0]) - 1
@@ -237,6 +238,8 @@ class Scheduler:
         sequence.planned = hit.positions
         if not sequence.sampled:
             sequence.cached = hit.positions
+            self.prefix_queries += len(sequence.prompt) if self.cache is not None else 0
+            self.prefix_hits += hit.positions
         insort(self.running, sequence, key=_RANK)
         self._prefilling[sequence] = None
         if self.cache is not None and sequence.length >= hit.positions + size:

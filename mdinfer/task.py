@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mdinfer.decode_table import State
+from mdinfer.errors import MdinferError
 from mdinfer.handle import RequestHandle
 from mdinfer.kernels import TokenKind
 from mdinfer.result import Event, FinishReason, Metrics, Result, Usage
@@ -13,9 +16,18 @@ from mdinfer.sequence import SampledToken, Sequence
 from mdinfer.skills import Compiled
 
 
+class News(NamedTuple):
+    """A token of a task (None for the closing one), the time it was read, and why it is the last one, if it is."""
+
+    task: Task
+    token: SampledToken | None
+    time: float
+    reason: FinishReason | None
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Task:
-    """Times are of time.perf_counter(), 0 until they come."""
+    """Times are of time.perf_counter(), 0 until they come; `due` is when it ends unfinished."""
 
     handle: RequestHandle
     compiled: Compiled
@@ -27,6 +39,8 @@ class Task:
     ready: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0
+    vision_s: float = 0.0
+    due: float = math.inf
 
     def __post_init__(self) -> None:
         self.state = self.compiled.state
@@ -39,28 +53,31 @@ class Task:
         """The sequence runs, from now on or again."""
         self.admitted = self.admitted or time.perf_counter()
 
-    def commit(self, token: SampledToken) -> bool:
-        """Tell the handle of a token that the sequence has taken; True if the request is finished with it."""
-        if not token.sound:
-            raise ArithmeticError("the model's numbers are not finite")
-        now = time.perf_counter()
+    def fail(self, error: MdinferError) -> None:
+        """End without a result, unless it has ended."""
+        self.handle._fail(error)
+
+    def take(self, token: SampledToken, now: float) -> News:
+        """Count a token that the sequence has taken, and see whether the request is finished with it."""
         self.first_token = self.first_token or now
         if token.token == self.eos_id and self.state != State.REASONING:
-            self._finish("stop", now)
-            return True
+            return News(self, None, now, "stop")
         before, self.state = self.state, self.sequence.state
         closes_trace = before == State.REASONING and self.state == State.ANSWER
         self.counted += not closes_trace
-        event = self.compiled.output.push(token)
-        if event is not None:
-            self.handle._push(event)
-        if self.compiled.output.complete:
-            self._finish("stop", now)
-            return True
-        if self.counted >= self.compiled.max_tokens or self.sequence.length >= self.sequence.max_positions:
-            self._finish("length", now)
-            return True
-        return False
+        full = self.counted >= self.compiled.max_tokens or self.sequence.length >= self.sequence.max_positions
+        return News(self, token, now, "length" if full else None)
+
+    def tell(self, news: News) -> bool:
+        """Tell the handle of a token; True if the request is finished with it."""
+        if news.token is not None:
+            event = self.compiled.output.push(news.token)
+            if event is not None:
+                self.handle._push(event)
+        reason = "stop" if self.compiled.output.complete else news.reason
+        if reason is not None:
+            self._finish(reason, news.time)
+        return reason is not None
 
     def _finish(self, reason: FinishReason, now: float) -> None:
         tail = self.compiled.output.close()
@@ -81,6 +98,7 @@ class Task:
             metrics=Metrics(
                 image_s=self.ready - self.submitted,
                 queue_s=self.admitted - self.ready,
+                vision_s=self.vision_s,
                 prefill_s=self.first_token - self.admitted,
                 ttft_s=self.first_token - self.submitted,
                 decode_s=now - self.first_token,

@@ -16,6 +16,7 @@ import torch
 
 from mdinfer.config import TokenConfig
 from mdinfer.decode_table import decode_table
+from mdinfer.flight import Landing
 from mdinfer.kernels import TokenKind
 from mdinfer.pictures import LoadedPicture
 from mdinfer.prompts import Prompt
@@ -117,10 +118,10 @@ class FakeFlight:
     """A step under way; `read` waits for its tokens."""
 
     def __init__(self, tokens: list[SampledToken]) -> None:
-        self._tokens = tokens
+        self._landing = Landing(tokens)
 
-    def read(self) -> list[SampledToken]:
-        return self._tokens
+    def read(self) -> Landing:
+        return self._landing
 
 
 class FakeRunner:
@@ -134,7 +135,7 @@ class FakeRunner:
         self.encoded = 0
         self.rows = 0
 
-    def launch(self, plan: StepPlan) -> FakeFlight:
+    def launch(self, plan: StepPlan, *, sparing: bool = False) -> FakeFlight:
         self._encode(plan.pictures)
         copies = plan.copies
         assert not {c.source for c in copies} & {c.into for c in copies}

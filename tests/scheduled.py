@@ -118,7 +118,7 @@ class Loop:
 
     def read(self) -> None:
         plan, flight = self.flights.popleft()
-        for one, token in self.scheduler.commit(plan, flight.read()):
+        for one, token in self.scheduler.commit(plan, flight.read().tokens):
             if token.token == EOS or one.length >= one.max_positions:
                 assert one not in self.answers, "ended twice"
                 self.answers[one] = list(one.sampled)

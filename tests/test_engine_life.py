@@ -48,7 +48,7 @@ def test_a_dropped_engine_frees_its_model_and_its_threads() -> None:
     del engine
     gc.collect()
     wait_for(lambda: model() is None, "the model is freed, though a finished handle is kept")
-    names = ("mdinfer-engine", "mdinfer-image")
+    names = ("mdinfer-engine", "mdinfer-image", "mdinfer-teller")
     wait_for(lambda: not any(t.name.startswith(names) for t in set(threading.enumerate()) - before), "the threads end")
     assert handle.result().token_ids
 
@@ -65,7 +65,7 @@ def test_a_picture_that_breaks_the_vision_tower_harms_no_answer_under_way(monkey
         under_way = engine.submit(Query(question="cat?", temperature=0, max_tokens=200))
         next(iter(under_way))
         broken = engine.submit(mdinfer.Caption(image=image_file("images/p_100x80.png")))
-        with pytest.raises(RequestFailedError, match="MemoryError"):
+        with pytest.raises(mdinfer.OutOfMemoryError):
             broken.result(timeout=10)
         assert under_way.result(timeout=30).token_ids == expected
         wait_idle(engine)
@@ -78,7 +78,7 @@ def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
             with torch.inference_mode():
                 image.features().fill_(float("nan"))
             beside = engine.submit(SHORT)
-            with pytest.raises(RequestFailedError, match="ArithmeticError"):
+            with pytest.raises(RequestFailedError, match="not finite"):
                 engine.query(image, "cat?", temperature=0)
         assert beside.result(timeout=10).token_ids == expected
         assert engine.query(None, "cat?", temperature=0, max_tokens=12).token_ids == expected

@@ -18,6 +18,8 @@ MADE = [
     errors.PromptTooLongError(5, 3, counted=False),
     errors.QueueFullError("a"),
     errors.RequestFailedError("a"),
+    errors.OutOfMemoryError("a"),
+    errors.DeadlineError("a"),
     errors.RequestCancelledError("a"),
     errors.EngineDeadError("a"),
 ]

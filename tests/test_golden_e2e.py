@@ -97,6 +97,13 @@ def scatter(engine: mdinfer.Engine) -> None:
         pytest.param({"prefill_tokens": 16, "page_size": 8, "vision_crops": 1}, False, False, id="small_chunks"),
         pytest.param({"page_size": 2, "kv_memory": "9MiB"}, False, True, id="preempted"),
         pytest.param({"prefix_cache": False}, False, False, id="nothing_reused"),
+        pytest.param({"overlap": True}, False, False, id="overlap"),
+        pytest.param(
+            {"overlap": True, "page_size": 2, "kv_memory": "9MiB", "prefill_tokens": 16},
+            False,
+            True,
+            id="overlap-preempted-small_chunks",
+        ),
     ],
 )
 def test_together(name: str, options: dict[str, Any], scattered: bool, once: bool) -> None:
@@ -111,9 +118,15 @@ def test_together(name: str, options: dict[str, Any], scattered: bool, once: boo
         if once:
             work = [(case, encoded(features, request)) for case, request in work]
         free = engine._loop._scheduler.pages.free
-        for (case, _), result in zip(work, engine.generate([request for _, request in work]), strict=True):
+        results = engine.generate([request for _, request in work])
+        for (case, _), result in zip(work, results, strict=True):
             check(case, result)
         wait_idle(engine, free)
+        if options.get("page_size") == 2:
+            scheduler = engine._loop._scheduler
+            wanted = sum(scheduler.pages.pages_for(r.usage.total_tokens) for r in results)
+            assert scheduler.pages.count < wanted / 4
+            assert scheduler.preemptions
 
 
 @pytest.mark.parametrize("prompt", ["txt", "img"])

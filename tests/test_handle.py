@@ -16,7 +16,7 @@ RESULT = Result(
     text="ab",
     finish_reason="stop",
     usage=USAGE,
-    metrics=Metrics(image_s=0, queue_s=0, prefill_s=0, ttft_s=0, decode_s=0, total_s=0),
+    metrics=Metrics(image_s=0, queue_s=0, vision_s=0, prefill_s=0, ttft_s=0, decode_s=0, total_s=0),
 )
 EVENTS = [Event(text="a"), Event(text="b"), Event(finish_reason="stop", usage=USAGE, result=RESULT)]
 

@@ -27,6 +27,8 @@ def test_defaults_are_pinned() -> None:
         "prefix_cache": True,
         "prefill_tokens": 4096,
         "vision_crops": 13,
+        "image_cache": 64,
+        "overlap": "auto",
         "max_queue": 1024,
         "exif": True,
         "image_threads": None,

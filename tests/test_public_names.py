@@ -12,8 +12,9 @@ import mdinfer
 import mdinfer.kernels
 
 NAMES = """
-    Box Caption Chat CheckpointError ConfigError Detect EncodedImage Engine EngineConfig EngineDeadError Event
-    Grounding ImageError MdinferError Metrics ModelConfig Point PromptTooLongError Query QueueFullError
+    Box Caption Chat CheckpointError ConfigError DeadlineError Detect EncodedImage Engine EngineConfig EngineDeadError
+    EngineStats Event
+    Grounding ImageError MdinferError Metrics ModelConfig OutOfMemoryError Point PromptTooLongError Query QueueFullError
     RequestCancelledError RequestError RequestFailedError RequestHandle Result Sampling TokenLogprob TokenizerError
     TopLogprob Usage XY __version__
 """
@@ -30,11 +31,15 @@ FIELDS = {
     ),
     "Event": "text reasoning point box logprobs finish_reason usage result",
     "Usage": "prompt_tokens completion_tokens image_tokens cached_tokens reasoning_tokens",
-    "Metrics": "image_s queue_s prefill_s ttft_s decode_s total_s",
+    "Metrics": "image_s queue_s vision_s prefill_s ttft_s decode_s total_s",
+    "EngineStats": (
+        "running waiting pages_total pages_free pages_cached prefix_queries prefix_hits preemptions steps "
+        "images_encoded prompt_tokens generation_tokens"
+    ),
     "TokenLogprob": "token_id token data logprob top",
     "EngineConfig": (
         "device dtype experts kv_dtype max_batch_size kv_memory max_context page_size prefix_cache "
-        "prefill_tokens vision_crops max_queue exif image_threads max_image_pixels progress"
+        "prefill_tokens vision_crops image_cache overlap max_queue exif image_threads max_image_pixels progress"
     ),
     "ModelConfig": "text vision region tokenizer",
 }
@@ -71,7 +76,8 @@ METHODS = {
     "stream": "self request",
     "generate": "self requests progress",
     "encode_image": "self image",
-    "submit": "self request",
+    "submit": "self request namespace priority timeout",
+    "stats": "self",
     "description": "self",
     "warm_up": "self",
     "close": "self",
@@ -85,6 +91,8 @@ ERRORS = {
     "PromptTooLongError": ("RequestError", ValueError),
     "QueueFullError": ("MdinferError", Exception),
     "RequestFailedError": ("MdinferError", Exception),
+    "OutOfMemoryError": ("RequestFailedError", Exception),
+    "DeadlineError": ("MdinferError", Exception),
     "RequestCancelledError": ("MdinferError", Exception),
     "EngineDeadError": ("MdinferError", Exception),
 }

@@ -409,7 +409,7 @@ def test_a_step_can_be_done_over_one_by_one() -> None:
     assert [len(part.pictures) for part in parts] == [0, 1, 0]
     assert [len(part.copies) for part in parts] == [1, 0, 0]
     for part in parts:
-        loop.scheduler.commit(part, loop.runner.launch(part).read())
+        loop.scheduler.commit(part, loop.runner.launch(part).read().tokens)
     loop.run()
     for one in (*them, old):
         assert loop.answers[one] == solitary(one.prompt, one.pictures, 0, one.max_positions)

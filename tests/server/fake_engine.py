@@ -26,7 +26,7 @@ from mdinfer.result import (
 )
 
 TICK = 0.005
-METRICS = Metrics(image_s=0.001, queue_s=0.0, prefill_s=0.02, ttft_s=0.025, decode_s=0.5, total_s=0.53)
+METRICS = Metrics(image_s=0.001, queue_s=0.0, vision_s=0.01, prefill_s=0.02, ttft_s=0.025, decode_s=0.5, total_s=0.53)
 
 
 @dataclass(kw_only=True)
