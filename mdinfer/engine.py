@@ -51,6 +51,7 @@ from mdinfer.skill_calls import SkillCalls
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
 from mdinfer.task import Task
+from mdinfer.workspace import workspace_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -71,7 +72,19 @@ class Engine(SkillCalls):
         """For `load`, and for callers that make their own model."""
         model, text = loaded.model, loaded.model.config.text
         kv_dtype = {"auto": model.dtype, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[options.kv_dtype]
-        pages = cache_pages(text, options, max_context=loaded.max_context, dtype=kv_dtype, device=model.device)
+        on_gpu = model.device.type == "cuda"
+        graphs = on_gpu if options.cuda_graphs == "auto" else options.cuda_graphs
+        with explained_shortage("the workspace", model.device, "choose smaller prefill_tokens= and vision_crops="):
+            self._workspace = workspace_bytes(model, options, max_context=loaded.max_context, kv_dtype=kv_dtype)
+        self._workspace *= 1 + graphs  # graphs have a workspace of their own
+        pages = cache_pages(
+            text,
+            options,
+            max_context=loaded.max_context,
+            dtype=kv_dtype,
+            device=model.device,
+            workspace=self._workspace,
+        )
         self.model_id, self.options, self.config = loaded.name, options, model.config
         self.max_context = min(loaded.max_context, pages * options.page_size)
         self._loaded = loaded
@@ -86,7 +99,14 @@ class Engine(SkillCalls):
         self._context = Context(config=model.config, tokenizer=loaded.tokenizer, max_context=self.max_context)
         threads = options.image_threads or min(16, os.cpu_count() or 1)
         self._readers: ReaderPool[Task] = ReaderPool(threads)
-        runner = Runner(model, self._cache, max_batch_size=options.max_batch_size, vision_crops=options.vision_crops)
+        runner = Runner(
+            model,
+            self._cache,
+            max_batch_size=options.max_batch_size,
+            vision_crops=options.vision_crops,
+            graphs=graphs,
+        )
+        runner.record_graphs(progress=options.progress)
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
         self._room = threading.Condition()
@@ -101,7 +121,7 @@ class Engine(SkillCalls):
             ),
             runner,
             PictureStore(options.image_cache),
-            overlap=model.device.type == "cuda" if options.overlap == "auto" else options.overlap,
+            overlap=on_gpu if options.overlap == "auto" else options.overlap,
         )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
         self._finalizer = weakref.finalize(self, self._loop.close)
@@ -249,10 +269,12 @@ class Engine(SkillCalls):
         positions = self._cache.k.shape[1] * options.page_size
         together = min(options.max_batch_size, positions // min(800, self.max_context))
         threads = f" ({torch.get_num_threads()} threads)" if model.device.type == "cpu" else ""
+        workspace = f", workspace {format_bytes(self._workspace)}" if self._workspace else ""
         lines = [
             f"model     {self.model_id}" + (f" ({self._loaded.notice})" if self._loaded.notice else ""),
             f"device    {model.device}{threads}, {describe_precision(model)}",
-            f"memory    weights {format_bytes(self._loaded.weight_bytes)}, KV cache up to {format_bytes(cache)}",
+            f"memory    weights {format_bytes(self._loaded.weight_bytes)}, KV cache up to {format_bytes(cache)}"
+            + workspace,
             f"capacity  {together} requests of 800 tokens at once, context {self.max_context} tokens",
         ]
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig, parse_size
 
 _CPU_SHARE = 0.25
-_CUDA_SHARE = 0.8
+_CUDA_SHARE = 0.95  # of what is left for the cache: the rest is for the driver, and for what lies between pieces
 
 
 def available_bytes(device: torch.device) -> int:
@@ -45,14 +45,23 @@ def explained_shortage(what: str, device: torch.device, remedy: str) -> Iterator
 
 
 def cache_pages(
-    config: TextConfig, options: EngineConfig, *, max_context: int, dtype: torch.dtype, device: torch.device
+    config: TextConfig,
+    options: EngineConfig,
+    *,
+    max_context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    workspace: int = 0,
 ) -> int:
-    """Pages of the KV cache: as many as the batch can ever use, within `kv_memory`. Raises ConfigError."""
+    """Pages of the KV cache: as many as the batch can ever use, within `kv_memory`. Raises ConfigError.
+
+    Without a `kv_memory` they take what is free beside `workspace` bytes on a GPU, and a quarter of it on a CPU.
+    """
     page = KVCache.bytes_per_page(config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype)
     most = options.max_batch_size * -(-max_context // options.page_size)
     if options.kv_memory == "auto":
         share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
-        budget = int(available_bytes(device) * share)
+        budget = max(0, int((available_bytes(device) - workspace) * share))
     else:
         budget = parse_size(options.kv_memory, "kv_memory")
     if budget < page:

@@ -29,6 +29,8 @@ class EngineConfig:
     prefill_tokens    positions that one step may prefill; longer prompts take several, an image is not cut
     vision_crops      crops that run through the vision tower in one pass, and in one step unless of one picture
     image_cache       pictures whose features are kept for requests to come
+    cuda_graphs       record decoding steps and vision passes once and replay them; "auto": on a GPU. On a CPU, True
+                      runs them on the same fixed buffers, unrecorded and slower: for tests
     overlap           launch a step before the one before it is read; "auto": on a GPU, where it saves time
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
@@ -49,6 +51,7 @@ class EngineConfig:
     prefill_tokens: int = 4096
     vision_crops: int = 13
     image_cache: int = 64
+    cuda_graphs: bool | Literal["auto"] = "auto"
     overlap: bool | Literal["auto"] = "auto"
     max_queue: int = 1024
     exif: bool = True
@@ -62,8 +65,10 @@ class EngineConfig:
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
-        if self.overlap != "auto" and not isinstance(self.overlap, bool):
-            raise ConfigError(f'overlap must be True, False or "auto", found {self.overlap!r}')
+        for name in ("cuda_graphs", "overlap"):
+            value = getattr(self, name)
+            if value != "auto" and not isinstance(value, bool):
+                raise ConfigError(f'{name} must be True, False or "auto", found {value!r}')
         for name in ("exif", "prefix_cache", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")

@@ -6,11 +6,13 @@ its batch slot, so that a step needs nothing of the step before it from the host
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import torch
 
+from mdinfer.cuda_graphs import DecodeGraphs, VisionGraphs
 from mdinfer.decode_table import decode_table
 from mdinfer.flight import Flight, Stopwatch
 from mdinfer.image import Crops
@@ -26,7 +28,11 @@ from mdinfer.upload import upload
 
 
 class Runner:
-    def __init__(self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int) -> None:
+    """`graphs`: run steps that only decode, and the vision tower, on fixed buffers, recorded where there is a GPU."""
+
+    def __init__(
+        self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int, graphs: bool = False
+    ) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
         self._vision_crops = vision_crops
@@ -36,8 +42,34 @@ class Runner:
         self.follows: list[list[int]] = table.follows.tolist()
         self._table = table.to(self.device)
         # By batch slot: the token of the next step, its TokenKind, the decoding state; and the value it carries.
-        self._next = torch.zeros(3, max_batch_size, dtype=torch.int64, device=self.device)
-        self._values = torch.zeros(max_batch_size, 2, device=self.device)
+        # One slot more than there are belongs to rows that stand for nothing.
+        self._next = torch.zeros(3, max_batch_size + 1, dtype=torch.int64, device=self.device)
+        self._values = torch.zeros(max_batch_size + 1, 2, device=self.device)
+        self._decode: DecodeGraphs | None = None
+        self._vision: VisionGraphs | None = None
+        if graphs:
+            self._decode = DecodeGraphs(
+                self._compute,
+                self._tables,
+                page_size=cache.page_size,
+                most=max_batch_size,
+                idle_slot=max_batch_size,
+                device=self.device,
+            )
+            side = model.config.vision.crop_size
+            self._vision = VisionGraphs(model.vision.crop_features, (side, side, 3), vision_crops, self.device)
+
+    @torch.inference_mode()
+    def record_graphs(self, *, progress: bool) -> None:
+        """Record all graphs before the first request comes."""
+        if self._decode is None or self._vision is None:
+            return
+        from tqdm import tqdm
+
+        total = self._decode.count + self._vision.count
+        with tqdm(total=total, desc="recording graphs", unit="graph", disable=not progress) as bar:
+            for _ in itertools.chain(self._vision.record(), self._decode.record()):
+                bar.update()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, *, sparing: bool = False) -> Flight:
@@ -76,7 +108,8 @@ class Runner:
         if not pictures:
             return []
         [crops] = upload([np.concatenate([p.pixels for p in pictures])], self.device)
-        features: list[torch.Tensor] = self.model.vision(crops, [p.tiling for p in pictures], crops_per_pass)
+        see = self._vision.crop_features if self._vision is not None else None
+        features: list[torch.Tensor] = self.model.vision(crops, [p.tiling for p in pictures], crops_per_pass, see)
         return features
 
     def _copy(self, copies: Seq[PageCopy]) -> None:

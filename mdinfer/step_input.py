@@ -130,29 +130,35 @@ def step_arrays(plan: StepPlan, tables: PageTables, page_size: int) -> list[Arra
 
 
 def decode_arrays(plan: StepPlan, tables: PageTables, page_size: int, rows: int, idle_slot: int) -> list[Array]:
-    """As `step_arrays` of a plan that only decodes, filled up to `rows` rows.
+    """As `step_arrays` of a plan that only decodes, filled up to `rows` rows with those of `idle_arrays`."""
+    real, count = step_arrays(plan, tables, page_size), len(plan.decode)
+    arrays = idle_arrays(rows, tables.width, idle_slot)
+    places, visible, _, pages, _, slots, feeding, *known = arrays
+    places[:, :count], visible[:count] = real[0], real[1]
+    pages[:count, : real[3].shape[1]] = real[3]
+    slots[:count] = feeding[:count] = real[5]
+    for whole, part in zip(known[-2:], real[-2:], strict=True):
+        whole[:, :count] = part
+    return arrays
 
-    The rows more write nothing, see nothing and belong to `idle_slot`. The page table has its full width.
-    """
-    real = step_arrays(plan, tables, page_size)
-    more = rows - len(plan.decode)
-    places, visible, _, pages, _, slots = real[:6]
-    nowhere = np.repeat(np.array([[0], [-1], [0]], dtype=np.int64), more, axis=1)
-    slots = np.concatenate((slots, np.full(more, idle_slot, dtype=np.int64)))
-    whole = np.zeros((rows, tables.width), dtype=np.int32)
-    whole[: pages.shape[0], : pages.shape[1]] = pages
-    shape, chance = real[-2:]
+
+def idle_arrays(rows: int, width: int, idle_slot: int) -> list[Array]:
+    """Arrays of `rows` decoding rows that stand for nothing: they write nowhere, see nothing, share one batch slot."""
+    slots = np.full(rows, idle_slot, dtype=np.int64)
     return [
-        np.concatenate((places, nowhere), axis=1),
-        np.concatenate((visible, np.zeros(more, dtype=np.int32))),
+        np.repeat(np.array([[0], [-1], [0]], dtype=np.int64), rows, axis=1),
+        np.zeros(rows, dtype=np.int32),
         np.arange(rows + 1, dtype=np.int32),
-        whole,
+        np.zeros((rows, width), dtype=np.int32),
         np.arange(rows, dtype=np.int64),
         slots,
-        slots,
-        *real[7:-2],
-        np.concatenate((shape, np.repeat(np.array([[0], [1]], dtype=np.float32), more, axis=1)), axis=1),
-        np.concatenate((chance, np.zeros((2, more), dtype=np.int64)), axis=1),
+        slots.copy(),
+        np.empty(0, dtype=np.int64),
+        np.empty(0, dtype=np.int64),
+        np.empty((0, 2), dtype=np.float32),
+        np.empty(0, dtype=np.int64),
+        np.repeat(np.array([[0], [1]], dtype=np.float32), rows, axis=1),
+        np.zeros((2, rows), dtype=np.int64),
     ]
 
 

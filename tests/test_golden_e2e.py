@@ -99,6 +99,12 @@ def scatter(engine: mdinfer.Engine) -> None:
         pytest.param({"prefix_cache": False}, False, False, id="nothing_reused"),
         pytest.param({"overlap": True}, False, False, id="overlap"),
         pytest.param(
+            {"overlap": True, "cuda_graphs": True, "max_batch_size": 20, "vision_crops": 3},
+            False,
+            False,
+            id="fixed_buffers",
+        ),
+        pytest.param(
             {"overlap": True, "page_size": 2, "kv_memory": "9MiB", "prefill_tokens": 16},
             False,
             True,

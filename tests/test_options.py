@@ -28,6 +28,7 @@ def test_defaults_are_pinned() -> None:
         "prefill_tokens": 4096,
         "vision_crops": 13,
         "image_cache": 64,
+        "cuda_graphs": "auto",
         "overlap": "auto",
         "max_queue": 1024,
         "exif": True,

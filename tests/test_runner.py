@@ -33,16 +33,23 @@ def fake_runner() -> Any:
     return FakeRunner(PAGES, PAGE, max_batch_size=SLOTS)
 
 
-def real_runner() -> Any:
+def real_runner(*, graphs: bool = False) -> Any:
     """On a cache of NaN: what was never written shows."""
     built = model("tiny-a")
     cache = KVCache.allocate(built.config.text, pages=PAGES, page_size=PAGE, dtype=torch.float32, device=CPU)
     cache.k.fill_(float("nan"))
     cache.v.fill_(float("nan"))
-    return Runner(built, cache, max_batch_size=SLOTS, vision_crops=13)
+    return Runner(built, cache, max_batch_size=SLOTS, vision_crops=4, graphs=graphs)
 
 
-@pytest.fixture(params=[fake_runner, real_runner], ids=["fake", "real"])
+def fixed_runner() -> Any:
+    """On fixed buffers."""
+    runner = real_runner(graphs=True)
+    runner.record_graphs(progress=False)
+    return runner
+
+
+@pytest.fixture(params=[fake_runner, real_runner, fixed_runner], ids=["fake", "real", "fixed"])
 def make(request: pytest.FixtureRequest) -> Callable[[], Any]:
     made: Callable[[], Any] = request.param
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -90,10 +90,17 @@ class VisionTower(nn.Module):
         return list(self.proj_mlp(joined.flatten(0, 1)).view(len(pictures), positions, -1).unbind())
 
     def forward(
-        self, crops: torch.Tensor, tilings: Sequence[tuple[int, int]], crops_per_pass: int
+        self,
+        crops: torch.Tensor,
+        tilings: Sequence[tuple[int, int]],
+        crops_per_pass: int,
+        see: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """Encode several pictures whose crops are stacked; at most `crops_per_pass` go through at once."""
-        passes = [self.crop_features(part) for part in torch.split(crops, crops_per_pass)]
+        """Encode several pictures whose crops are stacked; at most `crops_per_pass` go through at once.
+
+        `see` may stand in for `crop_features`.
+        """
+        passes = [(see or self.crop_features)(part) for part in torch.split(crops, crops_per_pass)]
         features = torch.cat(passes) if len(passes) > 1 else passes[0]
         parts = torch.split(features, [1 + rows * cols for rows, cols in tilings])
         pictures = list(zip(parts, tilings, strict=True))
