@@ -31,7 +31,7 @@ from mdinfer.errors import (
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
-from mdinfer.image import prepare_image
+from mdinfer.image import open_picture
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
@@ -110,6 +110,7 @@ class Engine(SkillCalls):
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
         self._room = threading.Condition()
+        self._pictures = PictureStore(options.image_cache)
         pool = PagePool(pages, options.page_size)
         self._loop = EngineLoop(
             Scheduler(
@@ -120,7 +121,7 @@ class Engine(SkillCalls):
                 budget=StepBudget(prefill_tokens=options.prefill_tokens, vision_crops=options.vision_crops),
             ),
             runner,
-            PictureStore(options.image_cache),
+            self._pictures,
             overlap=on_gpu if options.overlap == "auto" else options.overlap,
         )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
@@ -312,7 +313,7 @@ class Engine(SkillCalls):
             for picture in task.compiled.pictures:
                 if task.handle.done:  # cancelled meanwhile
                     return
-                task.sequence.pictures.append(self._prepare(picture))
+                task.sequence.pictures.append(self._prepare(picture, task.sequence.namespace))
         except MdinferError as error:
             task.fail(error)
         except Exception as error:
@@ -324,20 +325,22 @@ class Engine(SkillCalls):
         task.prepared()
         self._loop.add(task)
 
-    def _prepare(self, picture: Picture) -> LoadedPicture:
+    def _prepare(self, picture: Picture, namespace: str | None = None) -> LoadedPicture:
+        """Read a picture; with a namespace, one that is known there need not be cut and seen again."""
         source = picture.source
         if isinstance(source, EncodedImage):
             return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
         if picture.data_url:
             source = decode_data_url(str(source), param=picture.param)
-        crops = prepare_image(
+        opened = open_picture(
             source,
             self.config.vision,
             exif=self.options.exif,
             max_pixels=self.options.max_image_pixels,
             param=picture.param,
         )
-        return LoadedPicture(digest=crops.digest, crops=crops)
+        known = self._pictures.known(opened.digest, namespace) if namespace is not None else None
+        return known or LoadedPicture(digest=opened.digest, crops=opened.crops())
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
         try:

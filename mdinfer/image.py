@@ -117,22 +117,46 @@ def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedPicture:
+    """A picture decoded and identified, but not yet cut, which takes longer; `digest` is that of its crops."""
+
+    rgb: Image.Image
+    digest: bytes
+    config: VisionConfig
+    param: str
+
+    def crops(self) -> Crops:
+        """Tile and resize (Pillow's LANCZOS)."""
+        tiling = image_tiling(self.rgb.height, self.rgb.width, self.config)
+        try:
+            return Crops(
+                pixels=_cut(self.rgb, tiling, self.config),
+                tiling=tiling,
+                width=self.rgb.width,
+                height=self.rgb.height,
+                digest=self.digest,
+            )
+        except MemoryError:
+            raise _no_memory(self.param) from None
+
+
+def open_picture(
+    source: ImageSource, config: VisionConfig, *, exif: bool, max_pixels: int, param: str = "image"
+) -> OpenedPicture:
+    """Decode, rotate and hash a picture. Takes and raises as `load_rgb`."""
+    rgb = load_rgb(source, exif=exif, max_pixels=max_pixels, param=param)
+    try:
+        return OpenedPicture(rgb=rgb, digest=_digest(rgb, config), config=config, param=param)
+    except MemoryError:
+        raise _no_memory(param) from None
+
+
 def prepare_image(
     source: ImageSource, config: VisionConfig, *, exif: bool, max_pixels: int, param: str = "image"
 ) -> Crops:
-    """Decode, rotate, tile, resize (Pillow's LANCZOS) and hash a picture. Takes and raises as `load_rgb`."""
-    picture = load_rgb(source, exif=exif, max_pixels=max_pixels, param=param)
-    tiling = image_tiling(picture.height, picture.width, config)
-    try:
-        return Crops(
-            pixels=_cut(picture, tiling, config),
-            tiling=tiling,
-            width=picture.width,
-            height=picture.height,
-            digest=_digest(picture, config),
-        )
-    except MemoryError:
-        raise _no_memory(param) from None
+    """`open_picture` and its crops."""
+    return open_picture(source, config, exif=exif, max_pixels=max_pixels, param=param).crops()
 
 
 def _margin(config: VisionConfig) -> int:

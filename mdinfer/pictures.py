@@ -6,6 +6,7 @@ another, so that the tower sees it once. No tensor is touched here.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,27 +41,37 @@ class LoadedPicture:
 
 
 class PictureStore:
-    """The `capacity` pictures used last, by namespace and digest."""
+    """The `capacity` pictures used last, by namespace and digest. Its methods may be called from any thread."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self._lock = threading.Lock()
         self._pictures: OrderedDict[tuple[str, bytes], LoadedPicture] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pictures)
 
+    def known(self, digest: bytes, namespace: str) -> LoadedPicture | None:
+        with self._lock:
+            picture = self._pictures.get((namespace, digest))
+            if picture is not None:
+                self._pictures.move_to_end((namespace, digest))
+            return picture
+
     def shared(self, picture: LoadedPicture, namespace: str) -> LoadedPicture:
         """The picture itself, or the one that came before it and shows the same."""
-        if picture.encoded:  # the caller's own
+        if picture.encoded:  # the caller's own, or known already
             return picture
-        known = self._pictures.setdefault((namespace, picture.digest), picture)
-        self._pictures.move_to_end((namespace, picture.digest))
-        while len(self._pictures) > self.capacity:
-            self._pictures.popitem(last=False)
-        return known
+        with self._lock:
+            found = self._pictures.setdefault((namespace, picture.digest), picture)
+            self._pictures.move_to_end((namespace, picture.digest))
+            while len(self._pictures) > self.capacity:
+                self._pictures.popitem(last=False)
+            return found
 
     def forget(self, pictures: Iterable[LoadedPicture]) -> None:
         """Have them made anew when they come again."""
         gone = set(map(id, pictures))
-        for key in [key for key, picture in self._pictures.items() if id(picture) in gone]:
-            del self._pictures[key]
+        with self._lock:
+            for key in [key for key, picture in self._pictures.items() if id(picture) in gone]:
+                del self._pictures[key]

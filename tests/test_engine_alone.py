@@ -150,7 +150,7 @@ def test_one_of_many_fails_alone_beside_the_step(
     with load_engine("tiny-a", overlap=overlap) as engine:
         if stage == "reading":
             read = engine._prepare
-            monkeypatch.setattr(engine, "_prepare", lambda p: broken() if p.source == OTHER else read(p))
+            monkeypatch.setattr(engine, "_prepare", lambda p, n: broken() if p.source == OTHER else read(p, n))
         gate = threading.Event()
         engine._loop._send(lambda: assert_opened(gate), broken)  # nothing runs before all is prepared
         handles = [engine.submit(request) for request in many()]
@@ -243,7 +243,7 @@ def test_a_deadline_ends_a_request_whose_picture_is_still_read(
 ) -> None:
     """The loop has nothing else to wake it."""
     go_on = threading.Event()
-    monkeypatch.setattr(endless, "_prepare", lambda picture: go_on.wait(30))
+    monkeypatch.setattr(endless, "_prepare", lambda *_: go_on.wait(30))
     handle = endless.submit(Query(image=PICTURE, question="?"), timeout=0.2)
     with pytest.raises(mdinfer.DeadlineError):
         asyncio.run(handle.aresult())

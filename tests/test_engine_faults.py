@@ -17,7 +17,7 @@ import pytest
 import mdinfer
 from mdinfer import Engine, Query, RequestHandle
 from mdinfer.flight import Flight
-from mdinfer.image import prepare_image
+from mdinfer.image import open_picture
 from mdinfer.sequence import Sequence
 from mdinfer.skills import compile_request
 from mdinfer.step_plan import StepPlan
@@ -79,9 +79,9 @@ def test_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest
     def slow(*args: Any, **options: Any) -> Any:
         reading.set()
         assert go_on.wait(SOON)
-        return prepare_image(*args, **options)
+        return open_picture(*args, **options)
 
-    monkeypatch.setattr("mdinfer.engine.prepare_image", slow)
+    monkeypatch.setattr("mdinfer.engine.open_picture", slow)
     scheduler, added = engine._loop._scheduler, list[Sequence]()
     add = scheduler.add
 
@@ -249,7 +249,7 @@ def test_a_picture_that_breaks_the_reader_fails_its_request(engine: Engine, monk
     def failing(*args: Any, **options: Any) -> Any:
         raise FaultError("with a secret in its message")
 
-    monkeypatch.setattr("mdinfer.engine.prepare_image", failing)
+    monkeypatch.setattr("mdinfer.engine.open_picture", failing)
     with pytest.raises(mdinfer.RequestFailedError, match="FaultError") as caught:
         engine.submit(Query(image=PICTURE, question="cat?")).result(timeout=SOON)
     assert "secret" not in str(caught.value)
@@ -282,9 +282,9 @@ def all_stages(engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> l
 
     def slow(*args: Any, **options: Any) -> Any:
         assert go_on.wait(SOON)
-        return prepare_image(*args, **options)
+        return open_picture(*args, **options)
 
-    monkeypatch.setattr("mdinfer.engine.prepare_image", slow)
+    monkeypatch.setattr("mdinfer.engine.open_picture", slow)
     handles = [engine.submit(LONG)]
     assert gate.reached.wait(SOON)
     handles += [engine.submit(SHORT) for _ in range(4)]

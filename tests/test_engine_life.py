@@ -174,7 +174,7 @@ def slow(*args, **options):
     time.sleep(0.2)
     return prepare(*args, **options)
 
-prepare, mdinfer.engine.prepare_image = mdinfer.engine.prepare_image, slow
+prepare, mdinfer.engine.open_picture = mdinfer.engine.open_picture, slow
 engine = mdinfer.Engine.load("demo", progress=False, image_threads=2)
 handles = [engine.submit(mdinfer.Caption(image=numpy.zeros((9, 9, 3), numpy.uint8))) for _ in range(40)]
 """

@@ -44,6 +44,18 @@ def test_a_picture_that_the_caller_encoded_is_the_callers() -> None:
     assert store.shared(crops, "") is crops
 
 
+def test_a_picture_is_known_where_it_was_seen_and_stays_as_long_as_it_is_asked_for() -> None:
+    store, first = PictureStore(2), picture("a")
+    assert store.known(first.digest, "") is None
+    store.shared(first, "")
+    store.shared(picture("b"), "")
+    assert store.known(first.digest, "") is first
+    assert store.known(first.digest, "key") is None
+    store.shared(picture("c"), "")
+    assert store.known(first.digest, "") is first
+    assert store.known(picture("b").digest, "") is None
+
+
 def test_a_forgotten_picture_is_made_anew() -> None:
     store, first, other = PictureStore(4), picture("a"), picture("b")
     store.shared(first, "")
