@@ -68,8 +68,12 @@ def test_a_soak_sees_lost_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     true = soak._idle
 
     def losing(engine: mdinfer.Engine) -> mdinfer.EngineStats:
-        engine._loop._scheduler.pages.take(2)
-        return true(engine)
+        true(engine)
+        scheduler = engine._loop._scheduler
+        assert scheduler.cache is not None
+        scheduler.cache.evict(scheduler.pages.count)
+        assert scheduler.pages.take(2) is not None
+        return engine.stats()
 
     monkeypatch.setattr(soak, "_idle", losing)
     assert soaked()["faults"] == ["2 pages are lost"]
