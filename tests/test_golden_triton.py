@@ -20,6 +20,7 @@ KERNELS = {
     "bias_gelu_kernel",
     "bias_residual_kernel",
     "choose_kernel",
+    "copy_pages_kernel",
     "crop_attention_kernel",
     "crop_patches_kernel",
     "decode_attention_kernel",
