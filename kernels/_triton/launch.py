@@ -95,7 +95,8 @@ def recorded(*, run: bool = True, target: Target | None = None) -> Iterator[list
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Start `kernel` on the device of its tensors; an empty grid is passed over.
 
-    `args` are the kernel's run-time arguments in order, `constants` its constexprs besides those of `config`.
+    `args` are the kernel's run-time arguments in order, a tensor first, `constants` its constexprs besides those of
+    `config`.
     """
     if 0 in grid:
         return
@@ -105,7 +106,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         recording.launches.append(Launch(kernel, grid, args, constants, config.warps, config.stages))
         if not recording.run:
             return
-    kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+    with torch.cuda.device_of(args[0]):  # of several GPUs Triton takes the current one, whatever pointers point to
+        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
 
 
 def target_of(x: torch.Tensor) -> Target:
