@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, power_of_2, target_of
 from mdinfer.kernels._triton.paged import read_rows, rows_of
 from mdinfer.kernels.attention import AttentionBatch
 from mdinfer.kernels.cache import LayerCache
@@ -143,7 +143,8 @@ def prefill_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBa
     """Fill the rows of `out_THK` that belong to sequences before those `batch.decoding`."""
     if batch.decoding == len(batch.queries):
         return
-    assert q_THK.is_contiguous() and out_THK.is_contiguous() and batch.pages.stride(1) == 1
+    assert_dense(q_THK, out_THK, batch.visible, batch.starts)
+    assert batch.pages.stride(1) == 1, batch.pages.stride()
     H, L, K = cache.k.shape[1:]
     target = target_of(q_THK)
     config = _config(q_THK, sum(batch.queries) - batch.decoding, target)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from mdinfer.kernels._triton.attention import LOG2_E
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import Config, Target, launch, power_of_2, target_of
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, launch, power_of_2, target_of
 from mdinfer.kernels._triton.paged import read_rows, rows_of
 from mdinfer.kernels.attention import AttentionBatch
 from mdinfer.kernels.cache import LayerCache
@@ -149,7 +149,8 @@ def decode_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBat
     B = batch.decoding
     if not B:
         return
-    assert q_THK.is_contiguous() and out_THK.is_contiguous() and batch.pages.stride(1) == 1
+    assert_dense(q_THK, out_THK, batch.visible)
+    assert batch.pages.stride(1) == 1, batch.pages.stride()
     H, L, K = cache.k.shape[1:]
     target = target_of(q_THK)
     first, block_k = len(q_THK) - B, power_of_2(K)

@@ -110,6 +110,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
 
 
+def assert_dense(*tensors: torch.Tensor | None) -> None:
+    """For tensors that a kernel goes through by their shape alone: one that lies otherwise would give wrong numbers."""
+    for x in tensors:
+        assert x is None or x.is_contiguous(), f"shape {tuple(x.shape)} with strides {x.stride()}"
+
+
 def target_of(x: torch.Tensor) -> Target:
     """The target that kernels on `x` are configured for."""
     if x.is_cuda:

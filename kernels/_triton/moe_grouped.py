@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import dot_type, launch, target_of
+from mdinfer.kernels._triton.launch import assert_dense, dot_type, launch, target_of
 from mdinfer.kernels._triton.moe_configs import SUM, block_rows, product_config
 from mdinfer.kernels._triton.moe_math import gate, to_float
 from mdinfer.kernels._triton.moe_order import expert_order
@@ -48,7 +48,7 @@ def _dot(weights, rows, acc, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr):
     return tl.dot(weights, rows, acc, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def grouped_fc1_kernel(
     x_ptr,
     x_scale_ptr,
@@ -104,7 +104,7 @@ def grouped_fc1_kernel(
     tl.store(out_ptr, gate(u, g).to(out_ptr.dtype.element_ty), mask=(n < INNER)[:, None] & (m < rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def grouped_fc2_kernel(
     h_ptr,
     h_scale_ptr,
@@ -169,6 +169,7 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
     """Route, order, [quantise,] fc1, [quantise,] fc2, sum: no step waits for the host."""
     T, A = routing.experts.shape
     E, D, inner = experts.fc2.shape
+    assert_dense(experts.fc1, experts.fc2, experts.fc1_scale, experts.fc2_scale)
     assert routing.counts is not None, "rows in expert order need the routing of the compiled moe_route"
     fp8, target, block_m = activations == "fp8", target_of(x), block_rows(T * A, E, x.dtype)
     order = expert_order(routing.experts, routing.counts, block_m)

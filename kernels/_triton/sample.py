@@ -63,7 +63,7 @@ def _least_odds(odds_sum, top_p, V: tl.constexpr):
     return 0.99 * (1 - top_p) * odds_sum / V
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["states_ptr", "temperature_ptr"])
 def scan_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr,
     counts_ptr, V: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
@@ -92,7 +92,7 @@ def scan_kernel(
     tl.store(places_ptr + at, tl.where(upwards, highest, lowest))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["states_ptr", "temperature_ptr", "top_p_ptr"])
 def gather_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, top_p_ptr, peaks_ptr, sums_ptr, counts_ptr,
     masses_ptr, ids_ptr, V: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
@@ -130,7 +130,9 @@ def _draw_in_order(logits_ptr, mask, masses, number, peak, scale, V: tl.constexp
     return tile * BLOCK + tl.sum((reached <= share).to(tl.int32), axis=0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["states_ptr", "temperature_ptr", "top_p_ptr", "uniform_ptr", "seeds_ptr", "steps_ptr", "B"]
+)
 def choose_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, follows_ptr, kinds_ptr, temperature_ptr, top_p_ptr, uniform_ptr,
     seeds_ptr, steps_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr, counts_ptr, masses_ptr, ids_ptr, choice_ptr,

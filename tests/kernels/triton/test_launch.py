@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mdinfer.kernels import ExpertWeights, Routing
+from mdinfer.kernels._triton import epilogue, moe_grouped, moe_small, norm
 from mdinfer.kernels._triton.launch import Config, launch, recorded
+from mdinfer.kernels._triton.moe_route import moe_route
 
 
 class Kernel:
@@ -45,3 +49,24 @@ def test_an_empty_grid_starts_nothing() -> None:
     with recorded() as launches:
         launch(kernel, (3, 0), torch.empty(0), config=Config())
     assert not kernel.started and not launches
+
+
+def test_operands_that_lie_otherwise_than_their_shape_says_are_refused(device: torch.device) -> None:
+    """Launchers go through weights by shape alone; a view of others would give wrong numbers without a word."""
+    x, one, strided = (torch.ones(*shape, device=device) for shape in ((3, 16), (16,), (32,)))
+    strided = strided[::2]
+    chosen = Routing(experts=torch.zeros(3, 1, dtype=torch.int32, device=device), weights=x[:, :1])
+    turned = torch.ones(1, 8, 16, device=device).mT  # (E, D, I) of a weight that lies as (E, I, D)
+    experts = ExpertWeights(fc1=torch.ones(1, 16, 16, device=device), fc2=turned)
+    calls: list[Callable[[], object]] = [
+        lambda: norm.layer_norm(x, strided, one, 1e-5),
+        lambda: norm.add_layer_norm(x, x, x, one, strided, 1e-5),
+        lambda: epilogue.bias_gelu(x, strided, False),
+        lambda: epilogue.bias_residual(x, strided, x, False),
+        lambda: moe_small.moe_experts(x, chosen, experts),
+        lambda: moe_grouped.moe_experts(x, chosen, experts, "plain"),
+        lambda: moe_route(x, 2, strided),
+    ]
+    for call in calls:
+        with pytest.raises(AssertionError, match="with strides"):
+            call()
