@@ -106,7 +106,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         recording.launches.append(Launch(kernel, grid, args, constants, config.warps, config.stages))
         if not recording.run:
             return
-    with torch.cuda.device(args[0].get_device()):  # of several GPUs Triton takes the current one, whatever pointers point to
+    with torch.cuda.device(args[0].get_device()):  # of several GPUs Triton takes the current one
         kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
 
 

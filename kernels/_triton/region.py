@@ -1,8 +1,7 @@
 """Region heads: LayerNorm, then the largest logit of each tile of bins, then of each row, and the value it stands for.
 
-Logits are compared in float32, not rounded to the model's dtype first. Rows are taken 16 at a time for the sake of
-the matrix unit; a program whose rows are all of another kind than its tile ends at once, and a row's own kind decides
-what is read of it.
+Rows are taken 16 at a time for the sake of the matrix unit; a program whose rows are all of another kind than its
+tile ends at once, and a row's own kind decides what is read of it.
 """
 
 from __future__ import annotations
