@@ -91,6 +91,7 @@ def _ragged(B: int) -> list[int]:
 def _decode(contexts: list[int], stored: torch.dtype, dtype: torch.dtype = torch.bfloat16) -> Case:
     B, most, even = len(contexts), max(contexts), len(set(contexts)) == 1
     spans = [(context - 1, context) for context in contexts]
+    length = str(most) if even else f"{min(contexts)}..{most}"
 
     def inputs(device: torch.device) -> Inputs:
         batch = _batch(spans, device)
@@ -104,7 +105,7 @@ def _decode(contexts: list[int], stored: torch.dtype, dtype: torch.dtype = torch
     row = K * stored.itemsize + (4 if stored == FP8 else 0)
     return Case(
         op="decode_attention",
-        shape=f"{B}x{most if even else f'{min(contexts)}..{most}'}-{'fp8' if stored == FP8 else str(stored).removeprefix('torch.')}",
+        shape=f"{B}x{length}-{'fp8' if stored == FP8 else str(stored).removeprefix('torch.')}",
         inputs=inputs,
         run=_run,
         twin=_twin,
