@@ -1,5 +1,9 @@
 """The one door through which kernels are started: for a GPU, for the interpreter, or only to be written down.
 
+Triton compiles a kernel anew where an integer becomes 1 or a multiple of 16, or a pointer leaves 16-byte alignment. Of
+what changes from step to step (counts, and index tensors that may be parts of one upload) kernels are therefore told
+nothing: `do_not_specialize`. `benchmarks/variants.py` counts what is left.
+
 `recorded` collects every launch, which serves to count them, and, with tensors on "meta", to compile each kernel
 ahead of time for a GPU that is not there.
 """
