@@ -128,15 +128,19 @@ def compile_all(cases: list[Case], chips: Iterable[Chip], jobs: int = 1) -> list
 
 def distinct(cases: list[Case], chip: Chip) -> list[tuple[Case, Launch]]:
     """The launches that Triton compiles to different code, each with the first case that makes it."""
-    driver.set_active(chip)
     seen: dict[object, tuple[Case, Launch]] = {}
     for case in cases:
         for launch in launches(case, chip):
-            *_, bind = launch.kernel.device_caches[chip.capability]
-            _, specialisation, _ = bind(*launch.args, **launch.constants)
-            key = (launch.kernel, repr(specialisation), launch.warps, launch.stages)
-            seen.setdefault(key, (case, launch))
+            seen.setdefault(variant(launch, chip), (case, launch))
     return list(seen.values())
+
+
+def variant(launch: Launch, chip: Chip) -> object:
+    """Equal for two launches of a kernel if the same code serves both."""
+    driver.set_active(chip)
+    *_, bind = launch.kernel.device_caches[chip.capability]
+    _, specialisation, _ = bind(*launch.args, **launch.constants)
+    return launch.kernel, repr(specialisation), launch.warps, launch.stages
 
 
 def launches(case: Case, chip: Chip) -> list[Launch]:

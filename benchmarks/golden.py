@@ -28,24 +28,32 @@ _WAIT_S = 120
 
 def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
+    where = environment(torch.device(options.device))
     records: list[Record] = []
     for dtype in options.dtype:
         for name in options.checkpoint:
-            with load_engine(name, device=options.device, dtype=dtype, **dict(options.option)) as engine:
-                records += [
-                    {"dtype": dtype, "checkpoint": name, **r} for r in ask(engine, work_of(name, options.limit))
-                ]
+            records += [{"dtype": dtype, "checkpoint": name, **r} for r in _answers(name, dtype, options)]
+            # Each time, for what comes next may take too long or end the process.
+            write_json(options.json, {"benchmark": "golden", "environment": where, "results": records})
     print(_table(records))
-    for record in records:
-        harmless = record["wrong"] == _DIFFERENT and not must_be_equal(record)
-        record["fault"] = "" if harmless else record["wrong"]
-        if record["fault"]:
-            print(f"FAULT {record['dtype']} {record['way']} {record['case']}: {record['fault']}")
-    faults = sum(bool(record["fault"]) for record in records)
-    print(f"{len(records)} answers, {faults} with faults")
-    where = environment(torch.device(options.device))
-    write_json(options.json, {"benchmark": "golden", "environment": where, "results": records})
+    faults = [record for record in records if record["fault"]]
+    for record in faults:
+        print(f"FAULT {record['dtype']} {record['way']} {record['case']}: {record['fault']}")
+    print(f"{len(records)} answers, {len(faults)} with faults")
     return 1 if faults or not records else 0
+
+
+def _answers(name: str, dtype: str, options: argparse.Namespace) -> list[Record]:
+    """One record an answer, or a single one of why there are none."""
+    try:
+        with load_engine(name, device=options.device, dtype=dtype, **dict(options.option)) as engine:
+            records = ask(engine, work_of(name, options.limit))
+    except Exception as error:
+        records = [_record("none", name, 0.0, f"{type(error).__name__}: {error}", 0.0)]
+    for record in records:
+        harmless = record["wrong"] == _DIFFERENT and not must_be_equal(dtype, record["margin"])
+        record["fault"] = "" if harmless else record["wrong"]
+    return records
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -79,8 +87,8 @@ def ask(engine: Engine, work: list[tuple[Case, Request]]) -> list[Record]:
     return records + [_judged("together", case, handle.result) for case, handle in together]
 
 
-def must_be_equal(record: Record) -> bool:
-    return bool(record["dtype"] == "float32" or record["margin"] >= CLEAR_MARGIN)
+def must_be_equal(dtype: str, margin: float) -> bool:
+    return dtype == "float32" or margin >= CLEAR_MARGIN
 
 
 def _judged(way: str, case: Case, result: Callable[..., Result]) -> Record:
@@ -91,8 +99,11 @@ def _judged(way: str, case: Case, result: Callable[..., Result]) -> Record:
         wrong = _DIFFERENT
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - start
-    return {"way": way, "case": case["id"], "margin": case["min_margin"], "wrong": wrong, "seconds": seconds}
+    return _record(way, case["id"], case["min_margin"], wrong, time.perf_counter() - start)
+
+
+def _record(way: str, case: str, margin: float, wrong: str, seconds: float) -> Record:
+    return {"way": way, "case": case, "margin": margin, "wrong": wrong, "seconds": seconds}
 
 
 def _table(records: list[Record]) -> str:
@@ -100,7 +111,12 @@ def _table(records: list[Record]) -> str:
     for record in records:
         groups.setdefault((record["dtype"], record["checkpoint"], record["way"]), []).append(record)
     rows = [
-        [*key, len(group), sum(not r["wrong"] for r in group), sum(map(must_be_equal, group))]
+        [
+            *key,
+            len(group),
+            sum(not r["wrong"] for r in group),
+            sum(must_be_equal(r["dtype"], r["margin"]) for r in group),
+        ]
         for key, group in groups.items()
     ]
     return table(["dtype", "checkpoint", "way", "answers", "equal", "must be"], rows)

@@ -10,9 +10,10 @@ from mdinfer.kernels import dispatch
 def copy_pages(cache: torch.Tensor, source: torch.Tensor, into: torch.Tensor) -> None:
     """Copy page source[i] over page into[i] in every layer of `cache` (layers, P, ...), contiguous.
 
-    source and into are (n,) int64 on the cache's device; no page of `into` is in `source` or twice in `into`.
+    source and into are (n,), int32 or int64, on the cache's device; no page of `into` is in `source` or twice there.
     """
-    assert source.shape == into.shape and source.dtype == into.dtype == torch.int64 and cache.is_contiguous()
+    assert source.shape == into.shape and {source.dtype, into.dtype} <= {torch.int32, torch.int64}, (source, into)
+    assert cache.is_contiguous() and source.is_contiguous() and into.is_contiguous()
     if dispatch.compiled(cache):
         from mdinfer.kernels._triton import pages
 

@@ -1,7 +1,8 @@
 """Numbers out of the model: the likeliest bin of a hidden state under a region head, and the value it stands for.
 
 h = LayerNorm(hidden);  a coordinate: bin = argmax(h W^T + b), bin / bins;  a size: the same for width and height,
-2^(10 bin / (bins - 1) - 10). The lower of equal bins wins.
+2^(10 bin / (bins - 1) - 10). h is rounded to the model's dtype, the logits stay float32: in bfloat16 near ones would
+be equal. The lower of equal bins wins.
 """
 
 from __future__ import annotations
@@ -53,14 +54,18 @@ def region_values_torch(hidden_BD: torch.Tensor, kinds_B: torch.Tensor, heads: R
 
 
 def coordinate_logits(hidden: torch.Tensor, heads: RegionHeads) -> torch.Tensor:
-    """(R, bins) of hidden states (R, D)."""
-    return linear(layer_norm(hidden, heads.norm_weight, heads.norm_bias), heads.coord_weight, heads.coord_bias)
+    """(R, bins) float32 of hidden states (R, D)."""
+    return _logits(hidden, heads, heads.coord_weight, heads.coord_bias)
 
 
 def size_logits(hidden: torch.Tensor, heads: RegionHeads) -> torch.Tensor:
-    """(R, 2, bins): width's, then height's."""
+    """(R, 2, bins) float32: width's, then height's."""
+    return _logits(hidden, heads, heads.size_weight, heads.size_bias).view(hidden.shape[0], 2, -1)
+
+
+def _logits(hidden: torch.Tensor, heads: RegionHeads, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     h = layer_norm(hidden, heads.norm_weight, heads.norm_bias)
-    return linear(h, heads.size_weight, heads.size_bias).view(hidden.shape[0], 2, -1)
+    return linear(h.float(), weight.float(), bias.float())
 
 
 def decode_coordinate(logits: torch.Tensor) -> torch.Tensor:

@@ -29,12 +29,14 @@ _CACHE_WHY = "fp8 rows err by 2^-4 / sqrt(3) at most, and both bodies round the 
 
 def cases() -> list[Case]:
     return [
-        *(_decode(B, context, torch.bfloat16) for B in (1, 4, 16, 64) for context in (800, 2000)),
-        *(_decode(B, 800, FP8) for B in (1, 64)),
-        _decode(64, 800, torch.float16, torch.float16),
+        *(_decode([context] * B, torch.bfloat16) for B in (1, 4, 16, 64) for context in (800, 2000)),
+        *(_decode([800] * B, FP8) for B in (1, 64)),
+        _decode([800] * 64, torch.float16, torch.float16),
+        *(_decode(_ragged(B), stored) for B in (4, 64) for stored in (torch.bfloat16, FP8)),
         _prefill("775", [(0, IMAGE + TEXT)]),
         _prefill("775-fp8", [(0, IMAGE + TEXT)], FP8),
         _prefill("8x775", [(0, IMAGE + TEXT)] * 8),
+        _prefill("45-resumed", [(IMAGE, IMAGE + TEXT)]),
         _prefill("8x45-resumed", [(IMAGE, IMAGE + TEXT)] * 8),
         _prefill("8x45-resumed-fp8", [(IMAGE, IMAGE + TEXT)] * 8, FP8),
         *(_epilogue(T, stored) for T in (1, 16, 64, 775, 6200) for stored in (torch.bfloat16, FP8)),
@@ -79,13 +81,22 @@ def _twin(q: torch.Tensor, layer: LayerCache, batch: AttentionBatch, *_: Any) ->
     return paged_attention_torch(q.float(), layer, batch)
 
 
-def _decode(B: int, context: int, stored: torch.dtype, dtype: torch.dtype = torch.bfloat16) -> Case:
-    spans = [(context - 1, context)] * B
+def _ragged(B: int) -> list[int]:
+    """Contexts of 800 to 2000 in no order, as the requests of a busy server have them."""
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
+    contexts: list[int] = torch.linspace(800, 2000, B).round().int()[order].tolist()
+    return contexts
+
+
+def _decode(contexts: list[int], stored: torch.dtype, dtype: torch.dtype = torch.bfloat16) -> Case:
+    B, most, even = len(contexts), max(contexts), len(set(contexts)) == 1
+    spans = [(context - 1, context) for context in contexts]
+    length = str(most) if even else f"{min(contexts)}..{most}"
 
     def inputs(device: torch.device) -> Inputs:
         batch = _batch(spans, device)
         q = randn(B, H, K, device=device, dtype=dtype)
-        plain = [randn(B, H, context, K, device=device, dtype=dtype) for _ in "kv"]
+        plain = [randn(B, H, most, K, device=device, dtype=dtype) for _ in "kv"]
         return q, _cache(batch.pages.numel(), stored, device), batch, *plain
 
     def sdpa(q: torch.Tensor, layer: LayerCache, batch: AttentionBatch, k: torch.Tensor, v: torch.Tensor) -> Any:
@@ -94,15 +105,15 @@ def _decode(B: int, context: int, stored: torch.dtype, dtype: torch.dtype = torc
     row = K * stored.itemsize + (4 if stored == FP8 else 0)
     return Case(
         op="decode_attention",
-        shape=f"{B}x{context}-{'fp8' if stored == FP8 else str(stored).removeprefix('torch.')}",
+        shape=f"{B}x{length}-{'fp8' if stored == FP8 else str(stored).removeprefix('torch.')}",
         inputs=inputs,
         run=_run,
         twin=_twin,
         bound=6e-3,
         why=_WHY,
-        rivals={"sdpa, keys in one run": sdpa},
-        bytes=2 * B * H * context * row,
-        flops=4 * B * H * context * K,
+        rivals={f"sdpa, keys in one run{'' if even else ', all of the longest'}": sdpa},
+        bytes=2 * H * sum(contexts) * row,
+        flops=4 * H * sum(contexts) * K,
         bar=("bytes", 0.75) if B == 64 else None,
     )
 
@@ -138,7 +149,7 @@ def _prefill(shape: str, spans: list[tuple[int, int]], stored: torch.dtype = tor
         twin=_twin,
         bound=6e-3,
         why=_WHY,
-        rivals={"sdpa flash, causal, no image block": flash, "flex attention": flex} if whole else {},
+        rivals={"flex attention": flex} | ({"sdpa flash, causal, no image block": flash} if whole else {}),
         bytes=2 * H * (2 * K * T + row * sum(end for _, end in spans)),
         flops=4 * H * K * pairs,
         bar=("sdpa flash, causal, no image block", 0.9) if shape == "775" else None,

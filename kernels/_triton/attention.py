@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.float8 import bits, e4m3_to_float
-from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
+from mdinfer.kernels._triton.float8 import bits
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, power_of_2, target_of
+from mdinfer.kernels._triton.paged import read_rows, rows_of
 from mdinfer.kernels.attention import AttentionBatch
 from mdinfer.kernels.cache import LayerCache
 
@@ -57,18 +58,10 @@ def _attend_block(
 ):
     """Keys start .. start + BLOCK_N - 1 for a tile of queries; highest score, sum of weights and output so far."""
     keys = start + tl.arange(0, BLOCK_N)
-    dims = tl.arange(0, BLOCK_K)
     filled = keys < most if MASKED else keys >= 0
-    page = tl.load(pages_ptr + keys // L, mask=filled, other=0).to(tl.int64)
-    row = (page * H + head) * L + keys % L
-    at = row[:, None] * K + dims[None, :]
-    if MASKED or BLOCK_K != K:
-        there = filled[:, None] & (dims < K)[None, :]
-        k, v = tl.load(k_ptr + at, mask=there, other=0), tl.load(v_ptr + at, mask=there, other=0)
-    else:
-        k, v = tl.load(k_ptr + at), tl.load(v_ptr + at)
-    if FP8:
-        k, v = e4m3_to_float(k, NATIVE), e4m3_to_float(v, NATIVE)
+    row = rows_of(pages_ptr, start, filled, head, H, L, BLOCK_N)
+    k = read_rows(k_ptr, row, filled, K, BLOCK_K, MASKED, FP8, NATIVE)
+    v = read_rows(v_ptr, row, filled, K, BLOCK_K, MASKED, FP8, NATIVE)
     scores = tl.dot(q, tl.trans(k.to(DOT)), input_precision=PRECISION)
     if FP8:
         scores *= tl.load(k_scale_ptr + row, mask=filled, other=0.0)[None, :] * scale
@@ -87,7 +80,7 @@ def _attend_block(
     return higher, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["starts_ptr", "pages_ptr", "visible_ptr", "tiles_ptr", "pages_stride"])
 def prefill_attention_kernel(
     q_ptr,
     k_ptr,
@@ -150,7 +143,8 @@ def prefill_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBa
     """Fill the rows of `out_THK` that belong to sequences before those `batch.decoding`."""
     if batch.decoding == len(batch.queries):
         return
-    assert q_THK.is_contiguous() and out_THK.is_contiguous() and batch.pages.stride(1) == 1
+    assert_dense(q_THK, out_THK, batch.visible, batch.starts)
+    assert batch.pages.stride(1) == 1, batch.pages.stride()
     H, L, K = cache.k.shape[1:]
     target = target_of(q_THK)
     config = _config(q_THK, sum(batch.queries) - batch.decoding, target)

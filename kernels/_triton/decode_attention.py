@@ -1,8 +1,10 @@
 """Attention of one query a sequence: one program a sequence, head and share of its keys.
 
 Every head has keys of its own, so that a query meets each key once: products are multiplied and summed in registers,
-since a matrix unit would be left 15/16 empty. Each of a block's keys keeps an online softmax of its own, over the
-keys that come by in its place; they meet once at the end, so that the loop needs no exchange between warps.
+since a matrix unit would be left 15/16 empty. Keys are taken in chunks, each a softmax of its own, which are joined
+in order, whether by one program that goes through all of them or by `combine_kernel` after several did. So a
+sequence's result depends on nothing but the sequence: not on how many others decode beside it, nor on the width of
+the page table.
 """
 
 from __future__ import annotations
@@ -12,24 +14,57 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.attention import LOG2_E
-from mdinfer.kernels._triton.float8 import bits, e4m3_to_float
-from mdinfer.kernels._triton.launch import Config, Target, launch, power_of_2, target_of
+from mdinfer.kernels._triton.float8 import bits
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, launch, power_of_2, target_of
+from mdinfer.kernels._triton.paged import read_rows, rows_of
 from mdinfer.kernels.attention import AttentionBatch
 from mdinfer.kernels.cache import LayerCache
 
-# A block of 64 keys is 8 KiB of keys and as much of values in bfloat16: with six programs a processor some 96 KiB
-# are in flight there, several times what hides the memory's latency. Not measured.
+# BLOCK_N is the chunk. 128 keys are 16 KiB of keys and as much of values in bfloat16: with three programs a processor
+# some 96 KiB are in flight there, several times what hides the memory's latency; what is kept of a chunk that another
+# program joins is 1% of what it read. Not measured.
 CONFIGS = {
-    "pages": Config(blocks={"BLOCK_N": 64}, warps=4, stages=1),
-    "wide": Config(blocks={"BLOCK_N": 16}, warps=4, stages=1),  # head dims over 128
+    "pages": Config(blocks={"BLOCK_N": 128}, warps=4, stages=1),
+    "wide": Config(blocks={"BLOCK_N": 32}, warps=4, stages=1),  # head dims over 128
     "combine": Config(warps=1, stages=1),
 }
-# Programs a processor up to which a sequence's keys are split, and the most shares of one; not measured.
-_PROGRAMS = 4
-_MOST_SPLITS = 16
+_PROGRAMS = 4  # a processor, up to which a sequence's chunks are shared out; not measured
 
 
 @triton.jit
+def _attend_chunk(
+    start, count, q, head, pages_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr,
+    H: tl.constexpr, L: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, FP8: tl.constexpr,
+    NATIVE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Highest score, sum of weights and weighted values of keys start .. start + BLOCK_N - 1, of `count` in all."""
+    filled = start + tl.arange(0, BLOCK_N) < count
+    row = rows_of(pages_ptr, start, filled, head, H, L, BLOCK_N)
+    k = read_rows(k_ptr, row, filled, K, BLOCK_K, True, FP8, NATIVE).to(tl.float32)
+    v = read_rows(v_ptr, row, filled, K, BLOCK_K, True, FP8, NATIVE).to(tl.float32)
+    scores = tl.sum(k * q[None, :], axis=1)
+    if FP8:
+        scores *= tl.load(k_scale_ptr + row, mask=filled, other=0.0)
+    scores = tl.where(filled, scores, float("-inf"))
+    peak = tl.max(scores, axis=0)
+    weights = tl.exp2(scores - tl.where(peak == float("-inf"), 0.0, peak))
+    total = tl.sum(weights, axis=0)
+    if FP8:
+        weights *= tl.load(v_scale_ptr + row, mask=filled, other=0.0)
+    return peak, total, tl.sum(weights[:, None] * v, axis=0)
+
+
+@triton.jit
+def _join(highest, total, out, peak, its_total, its_out):
+    """Two parts of the keys as one. Which product is rounded is said, or compilers might choose differently."""
+    higher = tl.maximum(highest, peak)
+    finite = tl.where(higher == float("-inf"), 0.0, higher)
+    shrink, its_shrink = tl.exp2(highest - finite), tl.exp2(peak - finite)
+    total = tl.fma(total, shrink, its_total * its_shrink)
+    return higher, total, tl.fma(out, shrink, its_out * its_shrink)
+
+
+@triton.jit(do_not_specialize=["pages_ptr", "visible_ptr", "before", "first", "pages_stride", "chunks"])
 def decode_attention_kernel(
     q_ptr,
     k_ptr,
@@ -39,7 +74,10 @@ def decode_attention_kernel(
     pages_ptr,
     visible_ptr,
     out_ptr,
+    before,
+    first,
     pages_stride,
+    chunks,
     scale,
     H: tl.constexpr,
     L: tl.constexpr,
@@ -47,86 +85,63 @@ def decode_attention_kernel(
     BLOCK_K: tl.constexpr,
     FP8: tl.constexpr,
     NATIVE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count = tl.load(visible_ptr + sequence)
-    blocks = tl.cdiv(count, BLOCK_N)
-    share = tl.cdiv(blocks, SPLITS)
-    begin = split * share * BLOCK_N
-    end = tl.minimum(begin + share * BLOCK_N, count)
+    """The batch's sequences from `before` on, whose rows are those from `first` on."""
+    head, sequence, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    count = tl.load(visible_ptr + first + sequence)
+    pages_ptr += (before + sequence) * pages_stride
     dims = tl.arange(0, BLOCK_K)
     real = dims < K
-    row = sequence.to(tl.int64) * H + head
+    row = (first + sequence) * H + head
     q = tl.load(q_ptr + row * K + dims, mask=real, other=0.0).to(tl.float32) * scale
-    pages_ptr += sequence.to(tl.int64) * pages_stride
 
-    highest = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    out = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in range(begin, end, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        filled = keys < end
-        page = tl.load(pages_ptr + keys // L, mask=filled, other=0).to(tl.int64)
-        slot = (page * H + head) * L + keys % L
-        at = slot[:, None] * K + dims[None, :]
-        there = filled[:, None] & real[None, :] if BLOCK_K != K else filled[:, None]
-        k, v = tl.load(k_ptr + at, mask=there, other=0), tl.load(v_ptr + at, mask=there, other=0)
-        if FP8:
-            k, v = e4m3_to_float(k, NATIVE), e4m3_to_float(v, NATIVE)
-        scores = tl.sum(k.to(tl.float32) * q[None, :], axis=1)
-        if FP8:
-            scores *= tl.load(k_scale_ptr + slot, mask=filled, other=0.0)
-        scores = tl.where(filled, scores, float("-inf"))
-        higher = tl.maximum(highest, scores)
-        finite = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - finite)
-        shrink = tl.exp2(highest - finite)
-        total = total * shrink + weights
-        if FP8:
-            weights *= tl.load(v_scale_ptr + slot, mask=filled, other=0.0)
-        out = out * shrink[:, None] + weights[:, None] * v.to(tl.float32)
-        highest = higher
-
-    peak = tl.max(highest, axis=0)
-    finite = tl.where(peak == float("-inf"), 0.0, peak)
-    shrink = tl.exp2(highest - finite)
-    whole = tl.sum(total * shrink, axis=0)
-    result = tl.sum(out * shrink[:, None], axis=0)
-    if SPLITS == 1:
-        result = result / tl.where(count == 0, 1.0, whole)
-        tl.store(out_ptr + row * K + dims, result.to(out_ptr.dtype.element_ty), mask=real)
-    else:  # float32 (B, H, SPLITS, K + 2): the share's unnormalised output, its peak, its sum
-        part = out_ptr + (row * SPLITS + split) * (K + 2)
-        tl.store(part + dims, result, mask=real)
-        tl.store(part + K, peak)
-        tl.store(part + K + 1, whole)
+    highest = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    out = tl.zeros((BLOCK_K,), tl.float32)
+    for chunk in range(split, tl.cdiv(count, BLOCK_N), tl.num_programs(2)):
+        peak, its_total, its_out = _attend_chunk(
+            chunk * BLOCK_N, count, q, head, pages_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr,
+            H, L, K, BLOCK_K, FP8, NATIVE, BLOCK_N,
+        )  # fmt: skip
+        if SPLIT:  # float32 (B, H, chunks, K + 2): the chunk's values, its peak, its sum
+            part = out_ptr + ((sequence * H + head) * chunks + chunk) * (K + 2)
+            tl.store(part + dims, its_out, mask=real)
+            tl.store(part + K, peak)
+            tl.store(part + K + 1, its_total)
+        else:
+            highest, total, out = _join(highest, total, out, peak, its_total, its_out)
+    if not SPLIT:
+        out = out / tl.where(count == 0, 1.0, total)
+        tl.store(out_ptr + row * K + dims, out.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["visible_ptr", "first", "chunks"])
 def combine_kernel(
     parts_ptr,
     visible_ptr,
     out_ptr,
+    first,
+    chunks,
     H: tl.constexpr,
     K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
-    real = (splits < SPLITS)[:, None] & (dims < K)[None, :]
-    part = parts_ptr + (row * SPLITS + splits) * (K + 2)
-    peak = tl.load(part + K, mask=splits < SPLITS, other=float("-inf"))
-    highest = tl.max(peak, axis=0)
-    shrink = tl.exp2(peak - tl.where(highest == float("-inf"), 0.0, highest))
-    whole = tl.sum(tl.load(part + K + 1, mask=splits < SPLITS, other=0.0) * shrink, axis=0)
-    values = tl.load(part[:, None] + dims[None, :], mask=real, other=0.0)
-    count = tl.load(visible_ptr + row // H)
-    result = tl.sum(values * shrink[:, None], axis=0) / tl.where(count == 0, 1.0, whole)
-    tl.store(out_ptr + row * K + dims, result.to(out_ptr.dtype.element_ty), mask=dims < K)
+    dims = tl.arange(0, BLOCK_K)
+    real = dims < K
+    count = tl.load(visible_ptr + first + row // H)
+    highest = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    out = tl.zeros((BLOCK_K,), tl.float32)
+    for chunk in tl.range(0, tl.cdiv(count, BLOCK_N), loop_unroll_factor=4):
+        part = parts_ptr + (row * chunks + chunk) * (K + 2)
+        its_out = tl.load(part + dims, mask=real, other=0.0)
+        highest, total, out = _join(highest, total, out, tl.load(part + K), tl.load(part + K + 1), its_out)
+    out = out / tl.where(count == 0, 1.0, total)
+    tl.store(out_ptr + (first * H + row) * K + dims, out.to(out_ptr.dtype.element_ty), mask=real)
 
 
 def decode_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBatch, out_THK: torch.Tensor) -> None:
@@ -134,26 +149,30 @@ def decode_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBat
     B = batch.decoding
     if not B:
         return
-    assert q_THK.is_contiguous() and out_THK.is_contiguous() and batch.pages.stride(1) == 1
+    assert_dense(q_THK, out_THK, batch.visible)
+    assert batch.pages.stride(1) == 1, batch.pages.stride()
     H, L, K = cache.k.shape[1:]
     target = target_of(q_THK)
-    first = len(q_THK) - B
-    pages = batch.pages[len(batch.queries) - B :]
-    splits = split_count(B * H, pages.shape[1] * L, target)
-    block_k = power_of_2(K)
-    out = out_THK[first:] if splits == 1 else q_THK.new_empty((B, H, splits, K + 2), dtype=torch.float32)
+    first, block_k = len(q_THK) - B, power_of_2(K)
+    config = CONFIGS["wide" if block_k > 128 else "pages"]
+    chunks = triton.cdiv(batch.pages.shape[1] * L, config.blocks["BLOCK_N"])
+    splits = split_count(B * H, chunks, target)
+    out = out_THK if splits == 1 else q_THK.new_empty((B, H, chunks, K + 2), dtype=torch.float32)
     launch(
         decode_attention_kernel,
         (H, B, splits),
-        q_THK[first:],
+        q_THK,
         bits(cache.k),
         bits(cache.v),
         cache.k_scale,
         cache.v_scale,
-        pages,
-        batch.visible[first:],
+        batch.pages,
+        batch.visible,
         out,
-        pages.stride(0),
+        len(batch.queries) - B,
+        first,
+        batch.pages.stride(0),
+        chunks,
         LOG2_E * K**-0.5,
         H=H,
         L=L,
@@ -161,32 +180,18 @@ def decode_attention(q_THK: torch.Tensor, cache: LayerCache, batch: AttentionBat
         BLOCK_K=block_k,
         FP8=cache.k_scale is not None,
         NATIVE=target.native_fp8,
-        SPLITS=splits,
-        config=CONFIGS["wide" if block_k > 128 else "pages"],
+        SPLIT=splits > 1,
+        config=config,
     )
     if splits > 1:
-        constants = {"H": H, "K": K, "SPLITS": splits, "BLOCK_S": power_of_2(splits), "BLOCK_K": block_k}
-        launch(
-            combine_kernel,
-            (B * H,),
-            out,
-            batch.visible[first:],
-            out_THK[first:],
-            config=CONFIGS["combine"],
-            **constants,
-        )
+        join = Config(blocks=config.blocks, warps=CONFIGS["combine"].warps, stages=CONFIGS["combine"].stages)
+        args = (out, batch.visible, out_THK, first, chunks)
+        launch(combine_kernel, (B * H,), *args, H=H, K=K, BLOCK_K=block_k, config=join)
 
 
-def split_count(programs: int, positions: int, target: Target) -> int:
-    """Shares of a sequence's keys: a power of 2, so that few variants are compiled; from shapes alone.
+def split_count(programs: int, chunks: int, target: Target) -> int:
+    """Programs that share a sequence's chunks; from shapes alone, and of no consequence but for the time it takes.
 
-    programs: sequences times heads; positions: what the page table has room for.
+    programs: sequences times heads; chunks: what the page table has room for.
     """
-    splits = 1
-    while (
-        splits < _MOST_SPLITS
-        and 2 * splits * programs <= _PROGRAMS * target.processors
-        and 2 * splits * CONFIGS["pages"].blocks["BLOCK_N"] <= positions
-    ):
-        splits *= 2
-    return splits
+    return max(1, min(chunks, _PROGRAMS * target.processors // programs))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, launch, power_of_2
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels.embedding import TokenKind, ValueEncoder
 
 # Columns of a program by the rows of the step; not measured. A decoding step's few rows may all be values, whose
@@ -61,7 +61,7 @@ def _encode(
     return tl.sum(total, axis=1) + tl.load(bias_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_ptr", "kinds_ptr", "values_ptr", "image_rows_ptr"])
 def input_kernel(
     wte_ptr, tokens_ptr, kinds_ptr, values_ptr, images_ptr, image_rows_ptr,
     coord_features_ptr, coord_weight_ptr, coord_bias_ptr, size_features_ptr, size_weight_ptr, size_bias_ptr, out_ptr,
@@ -105,6 +105,8 @@ def input_embeddings(
     rows = None if images is None else (kinds == TokenKind.IMAGE).cumsum(0) - 1
     images = None if images is None else images.contiguous()
     coord, size = encoders
+    weights = (coord.features, coord.weight, coord.bias, size.features, size.weight, size.bias)
+    assert_dense(wte, *weights)
     chosen = next(config for count, config in CONFIGS.items() if count >= T)
     blocks = {
         "BLOCK": min(chosen.blocks["BLOCK"], power_of_2(D)),
@@ -114,7 +116,7 @@ def input_embeddings(
         input_kernel,
         (T, triton.cdiv(D, blocks["BLOCK"])),
         *(wte, tokens.contiguous(), kinds.contiguous(), values.contiguous(), images, rows),
-        *(coord.features, coord.weight, coord.bias, size.features, size.weight, size.bias, out),
+        *(*weights, out),
         D=D,
         COORD_F=coord.features.shape[1],
         SIZE_F=size.features.shape[1],

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, launch, target_of
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, target_of
 
 # 128 columns divide the widths 1152, 2048 and 8192 and leave 1% of 4304 empty; 2 loads of 16 bytes a thread are in
 # flight, and 16 rows share a load of the bias. Few rows (decoding) are cut by columns alone, so that more processors
@@ -56,6 +56,7 @@ def bias_residual_kernel(
 
 
 def bias_gelu(x: torch.Tensor, bias: torch.Tensor, overwrite: bool) -> torch.Tensor:
+    assert_dense(bias)
     x = x.contiguous()
     out = x if overwrite else torch.empty_like(x)
     T, D, config, grid = _cut(x)
@@ -64,6 +65,7 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor, overwrite: bool) -> torch.Ten
 
 
 def bias_residual(x: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, overwrite: bool) -> torch.Tensor:
+    assert_dense(bias)
     x, residual = x.contiguous(), residual.contiguous()
     out = x if overwrite else torch.empty_like(x)
     T, D, config, grid = _cut(x)

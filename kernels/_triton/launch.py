@@ -1,5 +1,9 @@
 """The one door through which kernels are started: for a GPU, for the interpreter, or only to be written down.
 
+Triton compiles a kernel anew where an integer becomes 1 or a multiple of 16, or a pointer leaves 16-byte alignment. Of
+what changes from step to step (counts, and index tensors that may be parts of one upload) kernels are therefore told
+nothing: `do_not_specialize`. `benchmarks/variants.py` counts what is left.
+
 `recorded` collects every launch, which serves to count them, and, with tensors on "meta", to compile each kernel
 ahead of time for a GPU that is not there.
 """
@@ -95,7 +99,8 @@ def recorded(*, run: bool = True, target: Target | None = None) -> Iterator[list
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Start `kernel` on the device of its tensors; an empty grid is passed over.
 
-    `args` are the kernel's run-time arguments in order, `constants` its constexprs besides those of `config`.
+    `args` are the kernel's run-time arguments in order, a tensor first, `constants` its constexprs besides those of
+    `config`.
     """
     if 0 in grid:
         return
@@ -105,7 +110,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         recording.launches.append(Launch(kernel, grid, args, constants, config.warps, config.stages))
         if not recording.run:
             return
-    kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+    with torch.cuda.device(args[0].get_device()):  # of several GPUs Triton takes the current one
+        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+
+
+def assert_dense(*tensors: torch.Tensor | None) -> None:
+    """For tensors that a kernel goes through by their shape alone: one that lies otherwise would give wrong numbers."""
+    for x in tensors:
+        assert x is None or x.is_contiguous(), f"shape {tuple(x.shape)} with strides {x.stride()}"
 
 
 def target_of(x: torch.Tensor) -> Target:

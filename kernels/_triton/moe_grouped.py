@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import dot_type, launch, target_of
+from mdinfer.kernels._triton.launch import assert_dense, dot_type, launch, target_of
 from mdinfer.kernels._triton.moe_configs import SUM, block_rows, product_config
 from mdinfer.kernels._triton.moe_math import gate, to_float
 from mdinfer.kernels._triton.moe_order import expert_order
@@ -44,54 +44,49 @@ def _operand(ptr, inside, EVEN: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.cons
 
 
 @triton.jit
-def _dot(weights, rows, acc, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr):
-    return tl.dot(weights, rows, acc, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
+def _product(
+    weight_ptr, expert, x_ptr, row, n, N: tl.constexpr, K: tl.constexpr, HALVES: tl.constexpr, NATIVE: tl.constexpr,
+    DOT: tl.constexpr, IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N, BLOCK_M) of rows n of an expert's weights times rows of x, both K long; and, with two HALVES of N rows
+    each, the same of the second half.
+    """
+    EVEN_K: tl.constexpr = K % BLOCK_K == 0
+    EVEN: tl.constexpr = EVEN_K and N % BLOCK_N == 0
+    k = tl.arange(0, BLOCK_K)
+    x_ptr += row[None, :].to(tl.int64) * K + k[:, None]
+    weight_ptr += expert * (HALVES * N * K) + n[:, None] * K + k[None, :]
+    u = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    g = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        inside = (n < N)[:, None] & (start + k < K)[None, :]
+        x = _operand(x_ptr + start, (start + k < K)[:, None], EVEN_K, NATIVE, DOT)
+        weights = _operand(weight_ptr + start, inside, EVEN, NATIVE, DOT)
+        u = tl.dot(weights, x, u, input_precision="ieee", max_num_imprecise_acc=IMPRECISE)
+        if HALVES == 2:
+            weights = _operand(weight_ptr + start + N * K, inside, EVEN, NATIVE, DOT)
+            g = tl.dot(weights, x, g, input_precision="ieee", max_num_imprecise_acc=IMPRECISE)
+    return u, g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def grouped_fc1_kernel(
-    x_ptr,
-    x_scale_ptr,
-    weight_ptr,
-    scale_ptr,
-    pair_ptr,
-    tiles_ptr,
-    out_ptr,
-    tiles,
-    A,
-    D: tl.constexpr,
-    INNER: tl.constexpr,
-    NATIVE: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IMPRECISE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, x_scale_ptr, weight_ptr, scale_ptr, pair_ptr, tiles_ptr, out_ptr, tiles, A,
+    D: tl.constexpr, INNER: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, IMPRECISE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """out[row] = gelu_erf(u) * (g + 1), rows in expert order; u and g are tiles of the same program."""
     columns: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // columns
     rows = tl.load(tiles_ptr + 2 * tiles + tile)
     if rows == 0:
-        return
+        return  # before anything else is loaded: later, some of these products spill
     expert, first = tl.load(tiles_ptr + tile).to(tl.int64), tl.load(tiles_ptr + tiles + tile)
-    n = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
+    n, m = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     token = tl.load(pair_ptr + first + m, mask=m < rows, other=0) // A  # beyond the tile: any row, not stored
-    x_ptr += token[None, :].to(tl.int64) * D + k[:, None]
-    weight_ptr += expert * (2 * INNER * D) + n[:, None] * D + k[None, :]
-    EVEN_K: tl.constexpr = D % BLOCK_K == 0
-    EVEN: tl.constexpr = EVEN_K and INNER % BLOCK_N == 0
-    u = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    g = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for start in range(0, D, BLOCK_K):
-        inside = (n < INNER)[:, None] & (start + k < D)[None, :]
-        x = _operand(x_ptr + start, (start + k < D)[:, None], EVEN_K, NATIVE, DOT)
-        u = _dot(_operand(weight_ptr + start, inside, EVEN, NATIVE, DOT), x, u, PRECISION, IMPRECISE)
-        weights = _operand(weight_ptr + start + INNER * D, inside, EVEN, NATIVE, DOT)
-        g = _dot(weights, x, g, PRECISION, IMPRECISE)
+    u, g = _product(
+        weight_ptr, expert, x_ptr, token, n, INNER, D, 2, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K
+    )  # fmt: skip
     if scale_ptr is not None:
         scale_ptr += expert * (2 * INNER) + n
         u *= tl.load(scale_ptr, mask=n < INNER, other=0.0)[:, None]
@@ -104,27 +99,12 @@ def grouped_fc1_kernel(
     tl.store(out_ptr, gate(u, g).to(out_ptr.dtype.element_ty), mask=(n < INNER)[:, None] & (m < rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def grouped_fc2_kernel(
-    h_ptr,
-    h_scale_ptr,
-    weight_ptr,
-    scale_ptr,
-    weights_ptr,
-    pair_ptr,
-    tiles_ptr,
-    out_ptr,
-    tiles,
-    D: tl.constexpr,
-    INNER: tl.constexpr,
-    NATIVE: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IMPRECISE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    h_ptr, h_scale_ptr, weight_ptr, scale_ptr, weights_ptr, pair_ptr, tiles_ptr, out_ptr, tiles,
+    D: tl.constexpr, INNER: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, IMPRECISE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """out[pair of row] = weight of the pair * fc2[expert] h[row]."""
     columns: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // columns
@@ -132,19 +112,9 @@ def grouped_fc2_kernel(
     if rows == 0:
         return
     expert, first = tl.load(tiles_ptr + tile).to(tl.int64), tl.load(tiles_ptr + tiles + tile)
-    n = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
+    n, m = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     row = first + tl.minimum(m, rows - 1)
-    h_ptr += row[None, :].to(tl.int64) * INNER + k[:, None]
-    weight_ptr += expert * (D * INNER) + n[:, None] * INNER + k[None, :]
-    EVEN_K: tl.constexpr = INNER % BLOCK_K == 0
-    EVEN: tl.constexpr = EVEN_K and D % BLOCK_N == 0
-    y = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for start in range(0, INNER, BLOCK_K):
-        inside = (n < D)[:, None] & (start + k < INNER)[None, :]
-        h = _operand(h_ptr + start, (start + k < INNER)[:, None], EVEN_K, NATIVE, DOT)
-        y = _dot(_operand(weight_ptr + start, inside, EVEN, NATIVE, DOT), h, y, PRECISION, IMPRECISE)
+    y, _ = _product(weight_ptr, expert, h_ptr, row, n, D, INNER, 1, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K)
     if scale_ptr is not None:
         y *= tl.load(scale_ptr + expert * D + n, mask=n < D, other=0.0)[:, None]
     if h_scale_ptr is not None:
@@ -169,6 +139,7 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
     """Route, order, [quantise,] fc1, [quantise,] fc2, sum: no step waits for the host."""
     T, A = routing.experts.shape
     E, D, inner = experts.fc2.shape
+    assert_dense(experts.fc1, experts.fc2, experts.fc1_scale, experts.fc2_scale)
     assert routing.counts is not None, "rows in expert order need the routing of the compiled moe_route"
     fp8, target, block_m = activations == "fp8", target_of(x), block_rows(T * A, E, x.dtype)
     order = expert_order(routing.experts, routing.counts, block_m)
@@ -177,7 +148,6 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
     meaning = {
         "NATIVE": target.native_fp8,
         "DOT": tl.float8e4nv if native_dot else dot_type(x.dtype),
-        "PRECISION": "ieee",
         # Hopper adds up fp8 products in fewer bits than float32 has; every so many terms go to a float32 sum.
         "IMPRECISE": 128 if native_dot and target.capability == 90 else None,
     }

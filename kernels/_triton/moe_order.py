@@ -4,7 +4,7 @@ Every program sums the counts of all blocks of tokens for itself (32 KiB at 8192
 begin, and how many of them come from earlier blocks. The order is stable: an expert's rows are in token order.
 
 Tiles hold rows of one expert. How many there are is known on the device alone; their table has room for the most that
-rows can need: rows // BLOCK_M full ones and one broken one for each expert. Those left over say 0 rows.
+rows can need: rows // block_m full ones and one broken one for each expert. Those left over say 0 rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, launch, power_of_2
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels._triton.moe_route import block_tokens
 
-# Elements of a (blocks, E) or (tiles, E) tile looked at in one step: 2 a thread, which spills on no chip. Not measured.
-_ELEMENTS = 1024
+# Elements of the (blocks, E) or (tiles, E) looked at in one step: 1 a thread; 2 spill on sm_120. Not measured.
+_ELEMENTS = 512
 CONFIG = Config(warps=16)
 
 
@@ -38,23 +38,23 @@ def _starts(counts):
 
 
 @triton.jit
-def _write_tiles(tiles_ptr, tiles, first, starts, counts, BLOCK_M: tl.constexpr, BLOCK_TILES: tl.constexpr):
-    """The table's entries first .. first + BLOCK_TILES; an entry's expert is found by comparing with all experts."""
-    tile = first + tl.arange(0, BLOCK_TILES)
-    mine = (counts + BLOCK_M - 1) // BLOCK_M
+def _write_tiles(tiles_ptr, tiles, first, starts, counts, block_m, STEP: tl.constexpr):
+    """The table's entries first .. first + STEP; an entry's expert is found by comparing with all experts."""
+    tile = first + tl.arange(0, STEP)
+    mine = tl.cdiv(counts, block_m)
     begin = _starts(mine)
     inside = (tile[:, None] >= begin[None, :]) & (tile[:, None] < (begin + mine)[None, :])
-    done = (tile[:, None] - begin[None, :]) * BLOCK_M
+    done = (tile[:, None] - begin[None, :]) * block_m
     e = tl.arange(0, counts.shape[0])[None, :]
     expert = tl.sum(tl.where(inside, e, 0), axis=1)
     row = tl.sum(tl.where(inside, starts[None, :] + done, 0), axis=1)
-    rows = tl.sum(tl.where(inside, tl.minimum(counts[None, :] - done, BLOCK_M), 0), axis=1)
+    rows = tl.sum(tl.where(inside, tl.minimum(counts[None, :] - done, block_m), 0), axis=1)
     tl.store(tiles_ptr + tile, expert, mask=tile < tiles)
     tl.store(tiles_ptr + tiles + tile, row, mask=tile < tiles)
     tl.store(tiles_ptr + 2 * tiles + tile, rows, mask=tile < tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "blocks", "tiles", "block_m"])
 def moe_order_kernel(
     experts_ptr,
     counts_ptr,
@@ -63,13 +63,12 @@ def moe_order_kernel(
     T,
     blocks,
     tiles,
+    block_m,
     E: tl.constexpr,
     A: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
     STEP: tl.constexpr,
-    BLOCK_TILES: tl.constexpr,
 ):
     mine = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)
@@ -94,20 +93,19 @@ def moe_order_kernel(
         place = tl.sum(tl.where(expert[:, None] == e[None, :], row, 0), axis=1)
         tl.store(pair_ptr + place, t * A + i, mask=t < T)
 
-    for first in range(mine * BLOCK_TILES, tiles, blocks * BLOCK_TILES):
-        _write_tiles(tiles_ptr, tiles, first, starts, total, BLOCK_M, BLOCK_TILES)
+    for first in range(mine * STEP, tiles, blocks * STEP):
+        _write_tiles(tiles_ptr, tiles, first, starts, total, block_m, STEP)
 
 
-def expert_order(experts: torch.Tensor, counts: torch.Tensor, BLOCK_M: int) -> Order:
+def expert_order(experts: torch.Tensor, counts: torch.Tensor, block_m: int) -> Order:
     """Of experts (T, A) with the counts that `moe_route` made of them."""
+    assert_dense(experts, counts)
     T, A = experts.shape
     blocks, E = counts.shape
     rows, block_e = T * A, power_of_2(E)
     pair = torch.empty(rows, dtype=torch.int32, device=experts.device)
-    tiles = torch.empty(3, rows // BLOCK_M + min(E, rows), dtype=torch.int32, device=experts.device)
-    sizes = {"BLOCK_M": BLOCK_M, "BLOCK_E": block_e, "BLOCK_T": block_tokens(T)}
-    most = max(1, _ELEMENTS // block_e)
-    steps = {"STEP": min(most, power_of_2(blocks)), "BLOCK_TILES": most}
-    args = (experts, counts, pair, tiles, T, blocks, tiles.shape[1])
-    launch(moe_order_kernel, (blocks,), *args, E=E, A=A, **sizes, **steps, config=CONFIG)
+    tiles = torch.empty(3, rows // block_m + min(E, rows), dtype=torch.int32, device=experts.device)
+    sizes = {"BLOCK_E": block_e, "BLOCK_T": block_tokens(T), "STEP": max(1, _ELEMENTS // block_e)}
+    args = (experts, counts, pair, tiles, T, blocks, tiles.shape[1], block_m)
+    launch(moe_order_kernel, (blocks,), *args, E=E, A=A, **sizes, config=CONFIG)
     return Order(pair, tiles)

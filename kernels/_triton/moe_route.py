@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, launch, power_of_2
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels.moe import grouped
 
 # Tokens of a program by the number of tokens: few programs' counts have to be summed again (128 at T = 8192), while
@@ -37,7 +37,7 @@ def _keys(logits, e):
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - e).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def moe_route_kernel(
     logits_ptr,
     bias_ptr,
@@ -96,6 +96,7 @@ def moe_route(
     logits: torch.Tensor, A: int, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """experts, weights, and counts where rows will be put in expert order."""
+    assert_dense(bias)
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
     T, E = logits.shape
     config = _config(T)

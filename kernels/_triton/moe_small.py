@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import Config, launch, power_of_2, target_of
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
 from mdinfer.kernels._triton.moe_math import gate, to_float
 from mdinfer.kernels.moe import ExpertWeights, Routing
 
@@ -125,6 +125,7 @@ def small_fc2_kernel(
 
 
 def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights) -> torch.Tensor:
+    assert_dense(experts.fc1, experts.fc2, experts.fc1_scale, experts.fc2_scale)
     x = x.contiguous()
     T, A = routing.experts.shape
     _, D, inner = experts.fc2.shape

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, launch, power_of_2
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 
 # By the padded width: about 8 elements a thread, so that a row's loads are all in flight at once; of narrow rows
 # several share a program. Chosen by that count, not measured.
@@ -39,7 +39,7 @@ def _normalise(x, columns, inside, weight_ptr, bias_ptr, eps, D: tl.constexpr):
     return centred * scale * weight + bias
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def layer_norm_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, count, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -49,7 +49,7 @@ def layer_norm_kernel(
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_layer_norm_kernel(
     x_ptr,
     a_ptr,
@@ -75,6 +75,7 @@ def add_layer_norm_kernel(
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    assert_dense(weight, bias)
     x = x.contiguous()
     out, D = torch.empty_like(x), x.shape[-1]
     grid, config = _cut(x.numel() // D, D)
@@ -85,6 +86,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 def add_layer_norm(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    assert_dense(weight, bias)
     x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
     total, out, D = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     grid, config = _cut(x.numel() // D, D)

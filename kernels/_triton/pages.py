@@ -15,9 +15,9 @@ CONFIGS = {8: Config(blocks={"BLOCK": 1024}, warps=4), 1: Config(blocks={"BLOCK"
 _WORDS = {8: torch.int64, 1: torch.uint8}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["source_ptr", "into_ptr"])
 def copy_pages_kernel(cache_ptr, source_ptr, into_ptr, pages, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    copy, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    copy, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)  # with int32 pages too, places are int64
     source, into = tl.load(source_ptr + copy), tl.load(into_ptr + copy)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < SIZE

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import LARGEST, bits, float_to_e4m3
-from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, power_of_2, target_of
 from mdinfer.kernels.cache import LayerCache
 from mdinfer.kernels.qkv import TokenPlaces
 from mdinfer.kernels.quantise import SMALLEST
@@ -31,7 +31,7 @@ _PROGRAMS = 2  # a processor, that the row is cut for
 _MOST_SHARES = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def tau_product_kernel(
     qkv_ptr,
     bias_ptr,
@@ -67,12 +67,11 @@ def tau_product_kernel(
 
 
 @triton.jit
-def _tau(parts_ptr, row, stride, column, real, position, N: tl.constexpr, SHARES: tl.constexpr):
+def _tau(parts_ptr, shares, T, row, column, real, position, N: tl.constexpr):
     """tanh of the product's column for each head, plus the position's term."""
     product = tl.zeros(column.shape, tl.float32)
-    for share in range(SHARES):
-        at = row * N + share * stride + column
-        product += tl.load(parts_ptr + at, mask=real, other=0.0)
+    for share in range(shares):
+        product += tl.load(parts_ptr + (share * T + row) * N + column, mask=real, other=0.0)
     # tanh by the exponential of a number that is not positive, which cannot overflow; NaN stays.
     e = tl.exp(-2.0 * tl.abs(product))
     size = (1.0 - e) / (1.0 + e)
@@ -95,7 +94,7 @@ def _store_rows(
     slot,
     x,
     kept,
-    real,
+    written,
     dims,
     K: tl.constexpr,
     largest,
@@ -112,12 +111,12 @@ def _store_rows(
         scale = tl.where(tl.max((x != x).to(tl.int32), axis=1) > 0, float("nan"), scale)
         tl.store(scale_ptr + slot, scale, mask=kept)
         quotient = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
-        tl.store(cache_ptr + at, float_to_e4m3(quotient, NATIVE), mask=real)
+        tl.store(cache_ptr + at, float_to_e4m3(quotient, NATIVE), mask=written)
     else:
-        tl.store(cache_ptr + at, x.to(cache_ptr.dtype.element_ty), mask=real)
+        tl.store(cache_ptr + at, x.to(cache_ptr.dtype.element_ty), mask=written)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["log_ptr", "page_ptr", "slot_ptr", "T", "shares"])
 def qkv_write_kernel(
     qkv_ptr,
     bias_ptr,
@@ -133,14 +132,13 @@ def qkv_write_kernel(
     k_scale_ptr,
     v_scale_ptr,
     T,
-    stride,
+    shares,
     largest,
     smallest,
     H: tl.constexpr,
     L: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SHARES: tl.constexpr,
     BIAS: tl.constexpr,
     FP8: tl.constexpr,
     NATIVE: tl.constexpr,
@@ -156,8 +154,8 @@ def qkv_write_kernel(
 
     alpha = tl.load(alpha_ptr + head, mask=known, other=0.0).to(tl.float32)
     position = 0.5 + 1.0 / (1.0 + tl.exp(-alpha * tl.load(log_ptr + token, mask=known, other=0.0)))
-    tau_q = _tau(parts_ptr, token, stride, head, known, position, 2 * H, SHARES)
-    tau_v = _tau(parts_ptr, token, stride, head + H, known, position, 2 * H, SHARES)
+    tau_q = _tau(parts_ptr, shares, T, token, head, known, position, 2 * H)
+    tau_v = _tau(parts_ptr, shares, T, token, head + H, known, position, 2 * H)
 
     # y = x cos + partner sin, where the partner of i in the first quarter is -(i + K/4), in the second i - K/4.
     angle = rope_ptr + (token * 2 * QUARTER)[:, None] + (dims % QUARTER)[None, :]
@@ -174,16 +172,16 @@ def qkv_write_kernel(
     q = (q * cos + q_beside * sin) * tau_q[:, None]
     tl.store(q_ptr + (token * H * K)[:, None] + at, q.to(q_ptr.dtype.element_ty), mask=real)
 
-    page = tl.load(page_ptr + token, mask=known, other=-1)
+    page = tl.load(page_ptr + token, mask=known, other=-1).to(tl.int64)
     slot = (page * H + head) * L + tl.load(slot_ptr + token, mask=known, other=0)
     kept = page >= 0
-    real = real & kept[:, None]
+    written = real & kept[:, None]
     k = _numbers(qkv_ptr, bias_ptr, token, H * K + at, real, 3 * H * K, BIAS)
     k_beside = _numbers(qkv_ptr, bias_ptr, token, H * K + beside, real, 3 * H * K, BIAS)
     k = k * cos + k_beside * sin
-    _store_rows(k_ptr, k_scale_ptr, slot, k, kept, real, dims, K, largest, smallest, FP8, NATIVE)
+    _store_rows(k_ptr, k_scale_ptr, slot, k, kept, written, dims, K, largest, smallest, FP8, NATIVE)
     v = _numbers(qkv_ptr, bias_ptr, token, 2 * H * K + at, real, 3 * H * K, BIAS) * tau_v[:, None]
-    _store_rows(v_ptr, v_scale_ptr, slot, v, kept, real, dims, K, largest, smallest, FP8, NATIVE)
+    _store_rows(v_ptr, v_scale_ptr, slot, v, kept, written, dims, K, largest, smallest, FP8, NATIVE)
 
 
 def qkv_epilogue(
@@ -194,7 +192,7 @@ def qkv_epilogue(
     cache: LayerCache,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    assert qkv_TX.is_contiguous() and tau_wqwv.is_contiguous()
+    assert_dense(qkv_TX, bias, tau_wqwv, tau_alpha, places.log, places.rope, places.page, places.slot)
     T, X = qkv_TX.shape
     H, L, K = cache.k.shape[1:]
     target = target_of(qkv_TX)
@@ -237,14 +235,13 @@ def qkv_epilogue(
         cache.k_scale,
         cache.v_scale,
         T,
-        parts.stride(0),
+        shares,
         LARGEST,
         SMALLEST,
         H=H,
         L=L,
         K=K,
         BLOCK_K=power_of_2(K),
-        SHARES=shares,
         BIAS=bias is not None,
         FP8=cache.k_scale is not None,
         NATIVE=target.native_fp8,
@@ -260,7 +257,7 @@ def _config(qkv_TX: torch.Tensor) -> Config:
 
 
 def _shares(X: int, tiles: int, block: int, target: Target) -> tuple[int, int]:
-    """How many shares a row is cut into (a power of 2, so that few variants are compiled), and inputs of each."""
+    """How many shares a row is cut into, and inputs of each."""
     blocks = -(-X // block)
     shares = 1
     while shares < _MOST_SHARES and 2 * shares <= blocks and 2 * shares * tiles <= _PROGRAMS * target.processors:

@@ -1,8 +1,7 @@
 """Region heads: LayerNorm, then the largest logit of each tile of bins, then of each row, and the value it stands for.
 
-Logits are compared in float32, not rounded to the model's dtype first. Rows are taken 16 at a time for the sake of
-the matrix unit; a program whose rows are all of another kind than its tile ends at once, and a row's own kind decides
-what is read of it.
+Rows are taken 16 at a time for the sake of the matrix unit; a program whose rows are all of another kind than its
+tile ends at once, and a row's own kind decides what is read of it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton import norm
-from mdinfer.kernels._triton.launch import Config, dot_type, launch, power_of_2
+from mdinfer.kernels._triton.launch import Config, assert_dense, dot_type, launch, power_of_2
 from mdinfer.kernels.embedding import TokenKind
 from mdinfer.kernels.norm import EPS
 from mdinfer.kernels.region import RegionHeads
@@ -30,7 +29,7 @@ _COORD = tl.constexpr(int(TokenKind.COORD))
 _SIZE = tl.constexpr(int(TokenKind.SIZE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kinds_ptr", "B"])
 def heads_kernel(
     h_ptr, kinds_ptr, coord_weight_ptr, coord_bias_ptr, size_weight_ptr, size_bias_ptr, peaks_ptr, places_ptr, B,
     D: tl.constexpr, COORD_BINS: tl.constexpr, SIZE_BINS: tl.constexpr, TILES: tl.constexpr,
@@ -85,7 +84,7 @@ def _likeliest(peaks_ptr, places_ptr, TILES: tl.constexpr, LANES: tl.constexpr):
     return tl.where(bad != 0, float("nan"), place.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kinds_ptr"])
 def values_kernel(
     kinds_ptr, peaks_ptr, places_ptr, values_ptr, COORD_BINS: tl.constexpr, SIZE_BINS: tl.constexpr,
     COORD_TILES: tl.constexpr, SIZE_TILES: tl.constexpr, LANES: tl.constexpr,
@@ -117,11 +116,13 @@ def region_values(hidden: torch.Tensor, kinds: torch.Tensor, heads: RegionHeads)
     peaks = torch.empty(B, tiles, dtype=torch.float32, device=device)
     places = torch.empty(B, tiles, dtype=torch.int32, device=device)
     values = torch.empty(B, 2, dtype=torch.float32, device=device)
+    weights = (heads.coord_weight, heads.coord_bias, heads.size_weight, heads.size_bias)
+    assert_dense(*weights)
     h, kinds = norm.layer_norm(hidden, heads.norm_weight, heads.norm_bias, EPS), kinds.contiguous()
     launch(
         heads_kernel,
         (triton.cdiv(B, _ROWS), tiles),
-        *(h, kinds, heads.coord_weight, heads.coord_bias, heads.size_weight, heads.size_bias, peaks, places, B),
+        *(h, kinds, *weights, peaks, places, B),
         **bins,
         D=D,
         TILES=tiles,

@@ -2,7 +2,8 @@
 
 scan     a program for each tile of each row: largest logit, whose it is, sums of exponentials relative to it
 gather   the same for rows that draw and whose likeliest token does not fill the nucleus alone: the tile's mass in
-         whole numbers, and the ids that may lie in the nucleus, appended to the row's candidates
+         whole numbers, and the ids that may lie in the nucleus, appended to the row's candidates. Where top_p is 1
+         all are candidates, and their count says no more than that the row draws
 choose   a program for each row: joins the tiles, draws, looks up where the token leads
 
 A token is no candidate if all as unlikely as it together hold less than 1 - top_p: it follows the nucleus. How many
@@ -62,7 +63,7 @@ def _least_odds(odds_sum, top_p, V: tl.constexpr):
     return 0.99 * (1 - top_p) * odds_sum / V
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["states_ptr", "temperature_ptr"])
 def scan_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr,
     counts_ptr, V: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
@@ -91,7 +92,7 @@ def scan_kernel(
     tl.store(places_ptr + at, tl.where(upwards, highest, lowest))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["states_ptr", "temperature_ptr", "top_p_ptr"])
 def gather_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, top_p_ptr, peaks_ptr, sums_ptr, counts_ptr,
     masses_ptr, ids_ptr, V: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
@@ -113,6 +114,8 @@ def gather_kernel(
                 first = tl.atomic_add(counts_ptr + row, count, sem="relaxed")
                 place = first + tl.cumsum(likely.to(tl.int32), axis=0) - 1
                 tl.store(ids_ptr + row * (2 * V) + place, columns, mask=likely)
+        else:
+            tl.store(counts_ptr + row, 1)
 
 
 @triton.jit
@@ -127,7 +130,9 @@ def _draw_in_order(logits_ptr, mask, masses, number, peak, scale, V: tl.constexp
     return tile * BLOCK + tl.sum((reached <= share).to(tl.int32), axis=0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["states_ptr", "temperature_ptr", "top_p_ptr", "uniform_ptr", "seeds_ptr", "steps_ptr", "B"]
+)
 def choose_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, follows_ptr, kinds_ptr, temperature_ptr, top_p_ptr, uniform_ptr,
     seeds_ptr, steps_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr, counts_ptr, masses_ptr, ids_ptr, choice_ptr,
@@ -143,10 +148,11 @@ def choose_kernel(
     token = tl.min(tl.where(peaks == peak, places, V - 1), axis=0)
     sound = tl.abs(peak) < float("inf")
     if temperature_ptr is not None:
-        temperature, top_p = tl.load(temperature_ptr + row), tl.load(top_p_ptr + row)
-        scale = scale_of(temperature)
-        odds_sum = _row_sum(sums_ptr + row * TILES, peaks, peak, scale, TILES, LANES)
-        if (temperature > 0) & sound & (top_p * odds_sum >= 1):
+        # Whether the row draws is asked once, of `gather`: two kernels may round a sum apart.
+        count = tl.load(counts_ptr + row)
+        if count > 0:
+            top_p, scale = tl.load(top_p_ptr + row), scale_of(tl.load(temperature_ptr + row))
+            odds_sum = _row_sum(sums_ptr + row * TILES, peaks, peak, scale, TILES, LANES)
             if uniform_ptr is not None:
                 number = tl.load(uniform_ptr + row).to(tl.float64)
             else:
@@ -154,7 +160,7 @@ def choose_kernel(
             masses = tl.load(masses_ptr + row * TILES + lanes, mask=lanes < TILES, other=0)
             if top_p < 1:
                 token = draw_from_nucleus(
-                    row_ptr, ids_ptr + row * (2 * V), ids_ptr + row * (2 * V) + V, tl.load(counts_ptr + row),
+                    row_ptr, ids_ptr + row * (2 * V), ids_ptr + row * (2 * V) + V, count,
                     _least_odds(odds_sum, top_p, V), top_p, number, tl.sum(masses, axis=0), peak, scale,
                     ID_BITS, ZEROS, PIVOTS, CHUNK,
                 )  # fmt: skip

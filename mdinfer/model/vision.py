@@ -79,7 +79,7 @@ class VisionTower(nn.Module):
         return out
 
     def project(self, pictures: Sequence[tuple[torch.Tensor, tuple[int, int]]]) -> list[torch.Tensor]:
-        """(positions, text dim) of each picture, views of one tensor.
+        """(positions, text dim) of each picture, in memory of its own: one that is kept keeps no other.
 
         A picture is the features of its crops, the global one first, then the tiles row by row, and its tiling.
         """
@@ -87,7 +87,8 @@ class VisionTower(nn.Module):
         joined = pictures[0][0].new_empty(len(pictures), positions, 2 * C)
         for (features, tiling), out in zip(pictures, joined, strict=True):
             joined_map(features, tiling, self.config.overlap_margin, out)
-        return list(self.proj_mlp(joined.flatten(0, 1)).view(len(pictures), positions, -1).unbind())
+        rows: torch.Tensor = self.proj_mlp(joined.flatten(0, 1)).view(len(pictures), positions, -1)
+        return [rows[0]] if len(rows) == 1 else [picture.clone() for picture in rows]
 
     def forward(
         self,

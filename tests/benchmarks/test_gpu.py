@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,15 +36,31 @@ def test_every_stage(tmp_path: Path) -> None:
         assert json.loads(path.read_text())["environment"]["torch"]
 
 
-def test_failures_are_told_last(tmp_path: Path) -> None:
-    done = run("--dry-run", "--out", str(tmp_path), "environment", PYTHONPATH=os.fspath(_broken(tmp_path)))
+def test_failures_are_told_last_and_take_no_other_stage_along(tmp_path: Path) -> None:
+    broken = os.fspath(_broken(tmp_path))
+    done = run("--dry-run", "--out", str(tmp_path), "environment", "kernels", PYTHONPATH=broken)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("FAILED environment: exit code 3")
+    assert {path.name for path in tmp_path.glob("*.json")} == {"gpu-speed.json"}
+    assert "gpu-speed: 0 of 0 bars reached" in done.stdout
+
+
+def test_every_stage_ends_within_ten_minutes() -> None:
+    """By the limits of its commands, with what is compiled first wherever it may be, and ten seconds each to end in."""
+    stages = dict(re.findall(r"^    (\w+)\)\n(.*?)^      ;;", SCRIPT.read_text(), flags=re.DOTALL | re.MULTILINE))
+    assert set(stages) == {"environment", "correctness", "kernels", "golden", "full"}
+    for stage, commands in stages.items():
+        limits = [int(seconds) + 10 for seconds in re.findall(r"\brun (\d+)", commands)]
+        limits += [160] * ("compile" in commands)
+        times = 2 if stage == "full" else 1  # its command runs once for each precision
+        assert 0 < times * sum(limits) < 600, stage
 
 
 def _broken(folder: Path) -> Path:
-    """A place for a module search that ends any Python that is to measure."""
-    (folder / "sitecustomize.py").write_text("import os, sys\nif '--json' in sys.orig_argv:\n    os._exit(3)\n")
+    """A place for a module search that ends any Python that is to measure the chip."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\nif 'benchmarks.kernels.measure' in sys.orig_argv:\n    os._exit(3)\n"
+    )
     return folder
 
 

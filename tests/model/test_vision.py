@@ -77,6 +77,16 @@ def test_pictures_together_and_in_parts_are_the_same() -> None:
         assert worst(other, tensors("tiny-a", "vision")[f"{stem}.projected"]) <= TOLERANCE
 
 
+def test_a_picture_that_is_kept_keeps_no_other() -> None:
+    """Projected together or alone, each picture's rows are all that its memory holds."""
+    tower, image = model("tiny-a").vision, data("tiny-a", "vision")["p_640x480"]["image"]
+    for count in (1, 3):
+        crops = crops_of(image, (1, 1)).repeat(count, 1, 1, 1)
+        with torch.inference_mode():
+            found = tower(crops, [(1, 1)] * count, 100)
+        assert [rows.untyped_storage().nbytes() for rows in found] == [rows.nbytes for rows in found]
+
+
 def test_padded_patches_embed_as_they_are() -> None:
     """In bfloat16 588 columns are padded to 592; the parameter that checkpoints fill is the part without padding."""
     embedding = model("tiny-a", torch.bfloat16).vision.patch_emb

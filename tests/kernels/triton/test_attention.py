@@ -8,6 +8,7 @@ that are rounded apart average out, so that the output's rounding bounds the who
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def body(q: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Ten
 
 @pytest.fixture(params=[1, 2, 8], ids=lambda n: f"splits{n}")
 def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Into how many shares the keys of a decoding sequence are split: some of them empty where it is short."""
+    """How many programs share the chunks of a decoding sequence: some of them without one where it is short."""
     monkeypatch.setattr(decode_attention, "split_count", lambda *args: request.param)
     return int(request.param)
 
@@ -91,7 +92,7 @@ def test_pages_and_heads_of_any_size(K: int, slots: int, device: torch.device) -
 @pytest.mark.parametrize("stored", [None, FP8], ids=["plain", "fp8"])
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 def test_decoding(splits: int, dtype: torch.dtype, stored: torch.dtype | None, device: torch.device) -> None:
-    sequences = decoding(1, 2, PAGE - 1, PAGE, PAGE + 1, 63, 64, 65, 300)
+    sequences = decoding(1, 2, PAGE - 1, PAGE, PAGE + 1, 127, 128, 129, 300)
     assert run(body, sequences, K=64, dtype=dtype, stored=stored, device=device) < bound(dtype)
 
 
@@ -133,6 +134,30 @@ def test_a_query_whose_scores_are_all_minus_infinity_has_no_answer(splits: int, 
     run(broken, [causal(0, 5), *decoding(6, 70)], K=64, device=device)
 
 
+@pytest.mark.parametrize("stored", [None, FP8], ids=["plain", "fp8"])
+def test_a_decoding_sequence_is_the_same_in_any_batch(
+    stored: torch.dtype | None, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Bit for bit: among others or alone, in a wider page table, and however its chunks are shared out."""
+
+    def compared(q: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
+        wide = torch.zeros(1, 64, dtype=torch.int32, device=device)
+        wide[:, : batch.pages.shape[1]] = batch.pages[1]
+        alone = replace(
+            batch, starts=batch.starts[:2] * 0, pages=wide, visible=batch.visible[-2:-1].clone(), queries=(1,)
+        )
+        found = []
+        for splits in (1, 2, 3, 8):
+            monkeypatch.setattr(decode_attention, "split_count", lambda *args, n=splits: n)
+            found += [body(q, cache, batch)[-2], body(q[-2:-1], cache, alone)[0]]
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        assert found[0].any()
+        return torch.zeros_like(q)
+
+    sequences = [causal(0, 5), causal(599, 600), causal(69, 70)]
+    run(compared, sequences, K=64, stored=stored, device=device)
+
+
 def launched(batch: int, positions: int, *, stored: torch.dtype = torch.bfloat16) -> list[tuple[int, ...]]:
     """Grids that a decoding batch of the real model starts on an H100."""
     meta = torch.device("meta")
@@ -149,8 +174,9 @@ def launched(batch: int, positions: int, *, stored: torch.dtype = torch.bfloat16
     return [launch.grid for launch in launches]
 
 
-def test_keys_are_split_where_sequences_are_few() -> None:
+def test_chunks_are_shared_out_where_sequences_are_few() -> None:
     assert launched(1, 4096) == [(32, 1, 16), (32,)]
     assert launched(4, 4096) == [(32, 4, 4), (128,)]
     assert launched(64, 4096) == [(32, 64, 1)]
-    assert launched(1, 128) == [(32, 1, 2), (32,)]
+    assert launched(1, 256) == [(32, 1, 2), (32,)]
+    assert launched(1, 128) == [(32, 1, 1)]

@@ -70,7 +70,7 @@ def check(
     return found, want
 
 
-# (T, E, A, D, I), few tokens, then many. Widths of whole blocks and not; 270 and 70 are more than one step of the path.
+# (T, E, A, D, I), few tokens, then many. Widths of whole blocks and not; 70 is more than one step of the second path.
 FEW = [(1, 8, 2, 64, 32), (3, 16, 3, 20, 12), (1, 64, 8, 32, 16), (1, 3, 1, 270, 11)]
 MANY = [(5, 8, 2, 64, 32), (33, 6, 3, 40, 24), (17, 64, 8, 48, 16), (3, 2, 2, 70, 11)]
 
@@ -79,6 +79,17 @@ MANY = [(5, 8, 2, 64, 32), (33, 6, 3, 40, 24), (17, 64, 8, 48, 16), (3, 2, 2, 70
 @pytest.mark.parametrize(("T", "E", "A", "D", "inner"), FEW + MANY, ids=str)
 def test_experts(T: int, E: int, A: int, D: int, inner: int, dtype: torch.dtype, device: torch.device) -> None:
     check(randn(T, E), A, D, inner, dtype, device)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["plain", "fp8"])
+@pytest.mark.parametrize(("T", "E", "A", "D", "inner"), [(1, 16, 5, 70, 44), (2, 16, 4, 64, 32)], ids=str)
+def test_rows_and_choices_taken_in_steps(
+    T: int, E: int, A: int, D: int, inner: int, fp8: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """For few tokens, as where a row is longer than 4096 or a token takes more than 8 experts."""
+    monkeypatch.setattr(moe_small, "BLOCK_K", 16)
+    monkeypatch.setattr(moe_small, "BLOCK_A", 2)
+    check(randn(T, E), A, D, inner, torch.float32, device, fp8=fp8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

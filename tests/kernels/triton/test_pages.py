@@ -19,13 +19,23 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4, 64), (1, 4, 1, 3, 1), (3, 4, 2, 32, 8)], ids=str)
 @pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("whole", [torch.int32, torch.int64], ids=str)
 def test_pages_are_copied(
-    count: int, shape: tuple[int, ...], dtype: torch.dtype, body: Body, device: torch.device
+    whole: torch.dtype, count: int, shape: tuple[int, ...], dtype: torch.dtype, body: Body, device: torch.device
 ) -> None:
     cache = randn(*shape).to(dtype).to(device)
     before = cache.clone()
-    source, into = torch.tensor([3, 0])[:count].to(device), torch.tensor([1, 2])[:count].to(device)
+    source, into = (torch.tensor(pages, dtype=whole)[:count].to(device) for pages in ([3, 0], [1, 2]))
     body(cache, source, into)
     for page in range(shape[1]):
         origin = {1: 3, 2: 0}.get(page, page) if page in into.tolist() else page
         assert torch.equal(cache[:, page].view(torch.uint8), before[:, origin].view(torch.uint8))
+
+
+def test_page_numbers_of_another_kind_are_refused(device: torch.device) -> None:
+    cache, source = torch.zeros(2, 4, 2, 8, device=device), torch.tensor([3, 0], device=device)
+    for odd in (source.float(), torch.zeros(4, dtype=torch.int64, device=device)[::2]):
+        with pytest.raises(AssertionError):
+            pages.copy_pages(cache, source, odd)
+    with pytest.raises(AssertionError):
+        pages.copy_pages(cache.transpose(0, 1), source, source + 1)

@@ -7,12 +7,15 @@ weights of D^-1/2. The value of the bin is exact to float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from mdinfer.kernels import RegionHeads, TokenKind
 from mdinfer.kernels._triton import region
+from mdinfer.kernels.region import region_values_torch
 from tests.kernels.compare import Array, randn, to_array
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -139,3 +142,29 @@ def test_no_rows(device: torch.device) -> None:
     heads = make_heads(64, 40, 40, device, torch.float32)
     kinds = torch.empty(0, dtype=torch.int64, device=device)
     assert region.region_values(torch.empty(0, 64, device=device), kinds, heads).shape == (0, 2)
+
+
+@pytest.mark.parametrize("body", [region.region_values, region_values_torch], ids=["triton", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_are_compared_before_any_rounding(
+    dtype: torch.dtype, body: Callable[..., torch.Tensor], device: torch.device
+) -> None:
+    """Bin i gets 8 + i / 1024 as the sum of two products: in 16 bits most are equal, and the first of those would win.
+
+    The normalised row is the LayerNorm's bias, so that it is the same whoever rounds it.
+    """
+    D, bins = 32, 20
+    weight = torch.zeros(2 * bins, D)
+    weight[:, 0] = 8
+    weight[:, 1] = torch.cat((torch.arange(bins), torch.arange(bins).flip(0))) / 1024
+    heads = RegionHeads(
+        norm_weight=torch.zeros(D, device=device, dtype=dtype),
+        norm_bias=torch.ones(D, device=device, dtype=dtype),
+        coord_weight=weight[:bins].to(device, dtype),
+        coord_bias=torch.zeros(bins, device=device, dtype=dtype),
+        size_weight=weight.to(device, dtype),
+        size_bias=torch.zeros(2 * bins, device=device, dtype=dtype),
+    )
+    found = body(randn(2, D).to(device, dtype), torch.tensor([COORD, SIZE], device=device), heads).tolist()
+    assert found[0][0] == pytest.approx((bins - 1) / bins)
+    assert found[1] == pytest.approx([1.0, 2**-10])

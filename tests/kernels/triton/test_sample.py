@@ -8,6 +8,7 @@ of the unit interval, or a nucleus within 1e-6 of its edge, may go either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mdinfer.config import TokenConfig
 from mdinfer.decode_table import State, decode_table
 from mdinfer.kernels import DecodeTable, Draws, Sampled, uniform
 from mdinfer.kernels._triton import sample as compiled
+from mdinfer.kernels._triton.launch import launch
 from mdinfer.kernels.sample import CONTROL_IDS, sample_torch
 from tests.kernels.compare import Array, randn, to_array
 from tests.kernels.triton.jit import uniform_kernel
@@ -178,6 +180,22 @@ def test_greedy_rows_beside_drawn_ones(device: torch.device) -> None:
     )
     found, want = choose(logits, [State.DETECT_X, State.DETECT_X, State.ANSWER, State.ANSWER], draws)
     assert found.tokens.tolist() == want.tokens.tolist() == [5, 0, 0, 299]
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_row_that_nobody_gathered_is_not_drawn(
+    top_p: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Its likeliest token is taken: what its candidates would weigh was never written."""
+
+    def passed_over(kernel: Any, *args: Any, **options: Any) -> None:
+        if kernel is not compiled.gather_kernel:
+            launch(kernel, *args, **options)
+
+    monkeypatch.setattr(compiled, "launch", passed_over)
+    logits = randn(3, 1500).to(device)
+    found, _ = choose(logits, [0, 0, 1], drawing(3, 1.0, top_p, 0.7))
+    assert found.tokens.tolist() == allowed_logits(logits, [0, 0, 1]).argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("temperature", [2.0, 1e-3, 1e-30, 1e-38])
