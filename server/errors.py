@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from mdinfer.errors import (
@@ -23,6 +22,7 @@ from mdinfer.errors import (
     RequestCancelledError,
     RequestError,
 )
+from mdinfer.server.upcoming import DeadlineError, OutOfMemoryError
 
 logger = logging.getLogger("mdinfer.server")
 
@@ -63,13 +63,19 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers={"retry-after": str(retry_after)})
 
 
-def timed_out(seconds: float) -> ApiError:
-    message = f"the request did not finish within the server's limit of {seconds:g} s: ask for fewer tokens"
+def timed_out(seconds: float | None = None) -> ApiError:
+    limit = "time limit" if seconds is None else f"limit of {seconds:g} s"
+    message = f"the request did not finish within the server's {limit}: ask for fewer tokens"
     return ApiError(504, message, kind="server_error", code="timeout")
 
 
 def api_error(error: BaseException) -> ApiError:
     """The envelope of any exception; an unexpected one is logged and becomes a bare 500."""
+    if isinstance(error, DeadlineError):
+        return timed_out()
+    if isinstance(error, OutOfMemoryError):
+        message = "the engine ran out of memory with this request: send it again, or make it smaller"
+        return unavailable(message, "out_of_memory")
     match error:
         case ApiError():
             return error
@@ -106,14 +112,3 @@ def _http_error(error: HTTPException) -> ApiError:
 
 def json_response(payload: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(payload), status, headers, media_type="application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body(), error.status, error.headers)
-
-
-async def handle_error(_: Request, error: Exception) -> Response:
-    """Starlette's exception handler for all that is raised on purpose."""
-    if isinstance(error, ClientGone):
-        return Response(status_code=499)
-    return error_response(api_error(error))

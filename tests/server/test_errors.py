@@ -14,6 +14,7 @@ from mdinfer.errors import (
     RequestError,
     RequestFailedError,
 )
+from mdinfer.server.upcoming import DeadlineError, OutOfMemoryError
 from tests.server.fake_engine import FakeEngine, Script, boom
 from tests.server.live_server import MODEL, Live, error_of
 
@@ -58,6 +59,8 @@ def test_malformed_json(live: Live, body: bytes) -> None:
         (RequestFailedError("oops"), 500, "server_error", None, None),
         (RequestCancelledError("gone"), 503, "server_error", "cancelled", None),
         (EngineDeadError("dead"), 503, "server_error", "engine_dead", None),
+        (OutOfMemoryError("no room"), 503, "server_error", "out_of_memory", None),
+        (DeadlineError("late"), 504, "server_error", "timeout", None),
         (boom(), 500, "server_error", None, None),
         (boom(RecursionError), 500, "server_error", None, None),
         (boom(MemoryError), 500, "server_error", None, None),

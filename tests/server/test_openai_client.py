@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -22,9 +22,10 @@ LIMITS: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
-def real_engine() -> Engine:
+def real_engine() -> ServingEngine:
     checkpoint = GOLDEN / "checkpoints" / "tiny-a"
-    return Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    return cast(ServingEngine, engine)
 
 
 @pytest.fixture(scope="module", params=["fake", "tiny-a"])

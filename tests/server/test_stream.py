@@ -156,4 +156,36 @@ def test_deadline(stream: bool, pause: float) -> None:
             assert error_of(response)["code"] == "timeout"
         else:
             assert events_of(response.text)[-1]["error"]["code"] == "timeout"
-        assert engine.handles[0].cancelled.is_set()
+        assert engine.handles[0].deadline is not None
+        wait_until(lambda: not live.service.running)
+
+
+class OldEngine:
+    """Without deadlines and namespaces of its own."""
+
+    model_id = "old"
+    healthy = True
+
+    def __init__(self) -> None:
+        self.inner = FakeEngine(Script(pause=5.0))
+
+    def submit(self, request: Any) -> Any:
+        return self.inner.submit(request)
+
+
+def test_deadline_of_an_engine_that_keeps_none() -> None:
+    engine: Any = OldEngine()
+    with live_server(engine, request_timeout=0.3) as live:
+        response = live.chat()
+        assert response.status_code == 504
+        assert "0.3 s" in error_of(response)["message"]
+        assert engine.inner.handles[0].cancelled.is_set()
+        assert "mdinfer_num_requests_running" not in live.http.get("/metrics").text
+
+
+def test_the_time_for_the_body_counts(live: Live, fake: FakeEngine) -> None:
+    with live_server(fake, request_timeout=30) as timed:
+        assert timed.chat().status_code == 200
+    [handle] = fake.handles
+    assert handle.deadline is not None
+    assert handle.deadline < time.monotonic() + 30
