@@ -20,6 +20,7 @@ from mdinfer.server.auth import OPEN_PATHS, Authentication
 from mdinfer.server.chat import chat_completions
 from mdinfer.server.errors import ApiError, ClientGone, json_response
 from mdinfer.server.failure import ErrorResponse, handle_error
+from mdinfer.server.openapi import openapi
 from mdinfer.server.protocols import EngineLoader, ServingEngine
 from mdinfer.server.request_log import RequestLog
 from mdinfer.server.service import Service, service_of
@@ -56,6 +57,7 @@ def create_app(engine: ServingEngine | EngineLoader, settings: Settings | None =
             Route("/ready", ready, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/version", version, methods=["GET"]),
+            Route("/openapi.json", openapi_document, methods=["GET"]),
         ],
         middleware=_layers(service),
         exception_handlers=dict.fromkeys((ApiError, ClientGone, MdinferError, HTTPException), handle_error),
@@ -121,3 +123,7 @@ async def metrics(http: Request) -> Response:
 
 async def version(_: Request) -> Response:
     return json_response({"version": __version__})
+
+
+async def openapi_document(http: Request) -> Response:
+    return json_response(openapi(service_of(http).settings))
