@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mdinfer import __version__
-from mdinfer.server.openapi_schemas import SCHEMAS, Schema, reference
+from mdinfer.server.openapi_schemas import EXAMPLES, SCHEMAS, Schema, chat_schema, reference
 from mdinfer.server.settings import Settings
 
 _KEYS: list[dict[str, list[str]]] = [{"bearer": []}, {"moondream": []}]
@@ -25,7 +25,7 @@ def openapi(settings: Settings) -> dict[str, Any]:
         "security": [] if open_to_all else _KEYS,
         "paths": _paths(settings),
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": {**SCHEMAS, "ChatRequest": chat_schema(settings.model_names)},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "moondream": {"type": "apiKey", "in": "header", "name": "X-Moondream-Auth"},
@@ -84,19 +84,19 @@ _ERRORS = {
 
 
 def _post(name: str, summary: str, request: str, response: str, streams: bool) -> dict[str, Any]:
-    content = _json(response)
+    content: dict[str, Any] = _json(response)
+    body = {"schema": reference(request), "example": EXAMPLES[request]}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # OpenAPI 3.1 has no schema for the events of a stream
     return {
         "operationId": name,
         "summary": summary,
-        "requestBody": {"required": True, "content": _json(request)},
+        "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
-            "200": {"description": "the answer" + (", whole or as a stream of events" if streams else ""),
-                    "content": content},
+            "200": {"description": "the answer, or a stream of it" if streams else "the answer", "content": content},
             **{status: _error(text) for status, text in _ERRORS.items()},
         },
-    }  # fmt: skip
+    }
 
 
 def _get(name: str, summary: str, content: dict[str, Any], *errors: str) -> dict[str, Any]:

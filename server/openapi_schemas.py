@@ -5,6 +5,7 @@ What no schema can say (the last message is the user's, a data URL holds a pictu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from mdinfer.request import MAX_LOGPROBS, MAX_OBJECTS, MAX_STOP_LENGTH, MAX_STOP_STRINGS
@@ -64,9 +65,11 @@ _MESSAGE = _object(
     {"content": {"anyOf": [_TEXT, _list(_PART, most=MAX_PARTS), {"type": "null"}]}},
 )
 
-_CHAT = _object(
-    {"model": _TEXT, "messages": _list(_MESSAGE, 1, MAX_MESSAGES)},
-    {
+_NOTE = "The last message is the user's. Parameters that cannot be obeyed are refused, unknown ones ignored."
+
+
+def chat_schema(models: Sequence[str]) -> Schema:
+    optional = {
         "max_completion_tokens": _integer(1, MAX_TOKENS),
         "max_tokens": _integer(1, MAX_TOKENS),
         "temperature": _TEMPERATURE,
@@ -80,10 +83,10 @@ _CHAT = _object(
         "stream_options": _optional(_object({}, {"include_usage": _FLAG})),
         "logprobs": _FLAG,
         "top_logprobs": _integer(0, MAX_LOGPROBS),
-    },
-) | {
-    "description": "The last message is the user's. Parameters that cannot be obeyed are refused; unknown ones ignored."
-}
+    }
+    required = {"model": _one_of(*models), "messages": _list(_MESSAGE, 1, MAX_MESSAGES)}
+    return {**_object(required, optional), "description": _NOTE}
+
 
 _SAMPLING = {"temperature": _TEMPERATURE, "top_p": _TOP_P, "max_tokens": _integer(1, MAX_TOKENS)}
 _SETTINGS = _optional(_object({}, {**_SAMPLING, "max_objects": _integer(1, MAX_OBJECTS)}))
@@ -139,7 +142,6 @@ def _answer(required: dict[str, Schema], optional: dict[str, Schema] | None = No
 
 
 SCHEMAS: dict[str, Schema] = {
-    "ChatRequest": _CHAT,
     "ChatCompletion": _object(
         {
             "id": _TEXT,
@@ -173,4 +175,26 @@ SCHEMAS: dict[str, Schema] = {
         {"error": _object({"message": _TEXT, "type": _TEXT, "param": _optional(_TEXT), "code": _optional(_TEXT)})},
         closed=True,
     ),
+}
+
+_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "ChatRequest": {
+        "model": "moondream3-preview",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": _PICTURE}},
+                    {"type": "text", "text": "What is in this image?"},
+                ],
+            }
+        ],
+    },
+    "QueryRequest": {"image_url": _PICTURE, "question": "What is in this image?"},
+    "CaptionRequest": {"image_url": _PICTURE, "length": "short"},
+    "DetectRequest": {"image_url": _PICTURE, "object": "cup"},
+    "PointRequest": {"image_url": _PICTURE, "object": "cup"},
 }

@@ -60,6 +60,15 @@ def test_requests_and_answers_fit_it(served: Live, data_url: str, path: str, bod
     shapes.check({**described, "components": document["components"]}, response.json())
 
 
+def test_its_examples_work(served: Live) -> None:
+    document = served.http.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        if "post" in operations:
+            body = operations["post"]["requestBody"]["content"]["application/json"]
+            shapes.check({**body["schema"], "components": document["components"]}, body["example"])
+            assert served.http.post(path, json=body["example"]).status_code == 200
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_security_is_what_the_server_asks_for(host: str) -> None:
     document = openapi(Settings(host=host, api_keys=("k",)))
