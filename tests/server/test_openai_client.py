@@ -168,9 +168,9 @@ def test_errors_have_the_clients_types(served: Live, client: openai.OpenAI) -> N
 def test_retries(data_url: str, refusal: MdinferError, status: int, attempts: int) -> None:
     """What is worth another attempt gets one from the client, twice by default; what is not is tried once."""
     with live_server(FakeEngine(Script(refusal=refusal))) as live:
-        with openai.OpenAI(api_key="none", base_url=f"{live.url}/v1") as client:
-            with pytest.raises(openai.APIStatusError) as caught:
-                create(client, QUESTION)
+        client = openai.OpenAI(api_key="none", base_url=f"{live.url}/v1")
+        with client, pytest.raises(openai.APIStatusError) as caught:
+            create(client, QUESTION)
         assert caught.value.status_code == status
         label = f'mdinfer_http_requests_total{{route="/v1/chat/completions",status="{status}"}} {attempts}.0'
         assert label in live.http.get("/metrics").text
