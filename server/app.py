@@ -16,9 +16,11 @@ from starlette.routing import Route
 from mdinfer import __version__
 from mdinfer.errors import MdinferError
 from mdinfer.server import skills
-from mdinfer.server.auth import Authentication
+from mdinfer.server.auth import OPEN_PATHS, Authentication
 from mdinfer.server.chat import chat_completions
-from mdinfer.server.errors import ApiError, ClientGone, error_response, handle_error, json_response
+from mdinfer.server.errors import ApiError, ClientGone, json_response
+from mdinfer.server.failure import ErrorResponse, handle_error
+from mdinfer.server.openapi import openapi
 from mdinfer.server.protocols import EngineLoader, ServingEngine
 from mdinfer.server.request_log import RequestLog
 from mdinfer.server.service import Service, service_of
@@ -53,9 +55,11 @@ def create_app(engine: ServingEngine | EngineLoader, settings: Settings | None =
             Route("/v1/point", skills.point, methods=["POST"]),
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
             Route("/version", version, methods=["GET"]),
+            Route("/openapi.json", openapi_document, methods=["GET"]),
         ],
-        middleware=_layers(settings),
+        middleware=_layers(service),
         exception_handlers=dict.fromkeys((ApiError, ClientGone, MdinferError, HTTPException), handle_error),
         lifespan=lifespan,
     )
@@ -64,8 +68,10 @@ def create_app(engine: ServingEngine | EngineLoader, settings: Settings | None =
     return app
 
 
-def _layers(settings: Settings) -> list[Middleware]:
+def _layers(service: Service) -> list[Middleware]:
     """From the outermost inwards: CORS lies outside of authentication, so that pages can read a 401."""
+    settings = service.settings
+    open_paths = OPEN_PATHS | {"/metrics"} if settings.loopback else OPEN_PATHS
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
@@ -74,9 +80,9 @@ def _layers(settings: Settings) -> list[Middleware]:
         expose_headers=["x-request-id", "retry-after"],
     )
     return [
-        Middleware(RequestLog),
+        Middleware(RequestLog, metrics=service.metrics),
         *([cors] if settings.cors_origins else []),
-        Middleware(Authentication, api_keys=settings.api_keys),
+        Middleware(Authentication, api_keys=settings.api_keys, open_paths=open_paths),
     ]
 
 
@@ -98,7 +104,7 @@ async def health(http: Request) -> Response:
     """Whether restarting the process would help: no while it loads or drains."""
     service = service_of(http)
     if service.state in ("failed", "dead"):
-        return error_response(service.unavailable())
+        return ErrorResponse(service.unavailable())
     return json_response({"status": "ok"})
 
 
@@ -106,9 +112,18 @@ async def ready(http: Request) -> Response:
     """Whether to send requests here."""
     service = service_of(http)
     if service.state != "ready":
-        return error_response(service.unavailable())
+        return ErrorResponse(service.unavailable())
     return json_response({"status": "ready"})
+
+
+async def metrics(http: Request) -> Response:
+    text, content_type = service_of(http).metrics.expose(http.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
 
 
 async def version(_: Request) -> Response:
     return json_response({"version": __version__})
+
+
+async def openapi_document(http: Request) -> Response:
+    return json_response(openapi(service_of(http).settings))

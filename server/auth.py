@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mdinfer.server.errors import ApiError, error_response
+from mdinfer.server.call import call_of
+from mdinfer.server.errors import ApiError
+from mdinfer.server.failure import ErrorResponse
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/openapi.json"})
 
 
 class Authentication:
     """Refuses with 401 what carries no valid key, whatever the route, unless the path is open.
 
     Keys arrive as `Authorization: Bearer K` or `X-Moondream-Auth: K`. An empty value counts as absent; where
-    both headers carry a key, both must be valid; a header sent twice is refused.
+    both headers carry a key, both must be valid; a header sent twice is refused. Callers with different keys get
+    different namespaces, from which no key can be told.
     """
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str], open_paths: frozenset[str] = OPEN_PATHS) -> None:
         self.app = app
         self.digests = [_digest(key.encode()) for key in api_keys]
         self.open_paths = open_paths
+        self._secret = secrets.token_bytes(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self.digests or self._is_open(scope) or self._has_key(scope):
+        if scope["type"] != "http" or not self.digests or self._is_open(scope):
+            await self.app(scope, receive, send)
+            return
+        if (namespace := self._namespace(scope)) is not None:
+            call_of(scope).namespace = namespace
             await self.app(scope, receive, send)
             return
         given = any(name in (b"authorization", b"x-moondream-auth") for name, _ in scope["headers"])
@@ -37,14 +46,18 @@ class Authentication:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-        await error_response(error)(scope, receive, send)
+        await ErrorResponse(error)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["method"] == "OPTIONS" or scope["path"] in self.open_paths
 
-    def _has_key(self, scope: Scope) -> bool:
+    def _namespace(self, scope: Scope) -> str | None:
+        """That of the caller, or None for a stranger."""
         credentials = _credentials(scope["headers"])
-        return bool(credentials) and all(self._is_known(key) for key in credentials)
+        known = [self._is_known(key) for key in credentials]
+        if not known or not all(known):
+            return None
+        return hmac.new(self._secret, credentials[0], hashlib.sha256).hexdigest()
 
     def _is_known(self, key: bytes) -> bool:
         """Compared with every key, so that the time tells nothing."""

@@ -16,6 +16,7 @@ from mdinfer.request import Chat
 from mdinfer.result import Event, Result, TokenLogprob, Usage
 from mdinfer.server.answers import grounding
 from mdinfer.server.body import read_object
+from mdinfer.server.call import call_of
 from mdinfer.server.errors import json_response
 from mdinfer.server.exchange import finished
 from mdinfer.server.messages import check_count, check_messages
@@ -35,7 +36,7 @@ async def chat_completions(http: Request) -> Response:
     check_count(fields.get("messages"))
     body = parse(ChatBody, fields)
     log_unknown(ChatBody, fields)
-    model = service.check_model(body.model)
+    model = call_of(http.scope).model = service.check_model(body.model)
     check_messages(body.messages, service.settings.max_images)
     chats = chat_requests(body)
     dialect = Completion.of(body, model, service.settings)

@@ -10,8 +10,8 @@ import h11
 import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mdinfer.server.call import new_request_id
 from mdinfer.server.errors import bad_request
-from mdinfer.server.request_log import new_request_id
 
 HEADER_SECONDS = 20.0
 DISCARD_SECONDS = 20.0

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from mdinfer.errors import (
+    DeadlineError,
     EngineDeadError,
     ImageError,
+    OutOfMemoryError,
     PromptTooLongError,
     QueueFullError,
     RequestCancelledError,
@@ -63,8 +64,9 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers={"retry-after": str(retry_after)})
 
 
-def timed_out(seconds: float) -> ApiError:
-    message = f"the request did not finish within the server's limit of {seconds:g} s: ask for fewer tokens"
+def timed_out(seconds: float | None = None) -> ApiError:
+    limit = "time limit" if seconds is None else f"limit of {seconds:g} s"
+    message = f"the request did not finish within the server's {limit}: ask for fewer tokens"
     return ApiError(504, message, kind="server_error", code="timeout")
 
 
@@ -73,6 +75,11 @@ def api_error(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
+        case DeadlineError():
+            return timed_out()
+        case OutOfMemoryError():
+            message = "the engine ran out of memory with this request: send it again, or make it smaller"
+            return unavailable(message, "out_of_memory")
         case HTTPException():
             return _http_error(error)
         case PromptTooLongError():
@@ -106,14 +113,3 @@ def _http_error(error: HTTPException) -> ApiError:
 
 def json_response(payload: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(payload), status, headers, media_type="application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body(), error.status, error.headers)
-
-
-async def handle_error(_: Request, error: Exception) -> Response:
-    """Starlette's exception handler for all that is raised on purpose."""
-    if isinstance(error, ClientGone):
-        return Response(status_code=499)
-    return error_response(api_error(error))

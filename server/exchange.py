@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 from mdinfer.request import Request
 from mdinfer.result import Result
 from mdinfer.server.body import OFF_LOOP_BYTES
+from mdinfer.server.call import Call, call_of
 from mdinfer.server.errors import ClientGone, timed_out
 from mdinfer.server.protocols import Handle
 from mdinfer.server.service import Service, service_of
@@ -23,18 +24,13 @@ from mdinfer.server.work import Work
 @contextlib.asynccontextmanager
 async def submitted(http: HttpRequest, requests: Sequence[Request]) -> AsyncIterator[Work]:
     """Submit `requests` for the length of the block. Raises as `ServingEngine.submit` does, or ApiError."""
-    service = service_of(http)
-    work = Work(await _submit(service, requests, large=_length(http) > OFF_LOOP_BYTES))
+    service, call = service_of(http), call_of(http.scope)
+    work = Work(await _submit(service, requests, call, large=_length(http) > OFF_LOOP_BYTES))
     service.running.add(work)
     watcher = asyncio.create_task(_watch(http, work))
-    timeout = service.settings.request_timeout
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(timeout, work.cancel, timed_out(timeout)) if timeout else None
     try:
         yield work
     finally:
-        if timer is not None:
-            timer.cancel()
         watcher.cancel()
         service.running.discard(work)
         work.cancel()
@@ -44,9 +40,11 @@ async def finished(http: HttpRequest, requests: Sequence[Request]) -> list[Resul
     """The results of `requests`. Raises ApiError or ClientGone."""
     async with submitted(http, requests) as work:
         try:
-            return await work.results()
+            results = await work.results()
         except Exception as error:
             raise work.failure(error) from error
+    call_of(http.scope).results = results
+    return results
 
 
 async def _watch(http: HttpRequest, work: Work) -> None:
@@ -55,15 +53,19 @@ async def _watch(http: HttpRequest, work: Work) -> None:
     work.cancel(ClientGone())
 
 
-async def _submit(service: Service, requests: Sequence[Request], *, large: bool) -> list[Handle]:
+async def _submit(service: Service, requests: Sequence[Request], call: Call, *, large: bool) -> list[Handle]:
     """All or none of the handles; large images are handed over on a thread."""
     engine = service.engine
+    limit = service.settings.request_timeout
+    left = None if limit is None else limit - call.age
+    if left is not None and left <= 0:
+        raise timed_out(limit)
     handles: list[Handle] = []
 
     def submit() -> list[Handle]:
         try:
             for request in requests:
-                handles.append(engine.submit(request))
+                handles.append(engine.submit(request, namespace=call.namespace, timeout=left))
         except BaseException:
             for handle in handles:
                 handle.cancel()

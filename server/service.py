@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from mdinfer.errors import MdinferError
 from mdinfer.server.errors import ApiError, unavailable
-from mdinfer.server.protocols import EngineLoader, ServingEngine
+from mdinfer.server.metrics import ServerMetrics
+from mdinfer.server.protocols import EngineLoader, EngineStats, ServingEngine
 from mdinfer.server.settings import Settings
 from mdinfer.server.work import Work
 
@@ -30,6 +31,7 @@ class Service:
         self.draining = False
         self.load_failed = False
         self.running: set[Work] = set()
+        self.metrics = ServerMetrics(self._statistics)
         self.on_load_failure: Callable[[BaseException], None] = log_load_failure
         self._source = source
         self._loaded: ServingEngine | None = None if callable(source) else source
@@ -66,6 +68,9 @@ class Service:
         self._loaded = engine
         if self._abandoned:
             engine.close()
+
+    def _statistics(self) -> EngineStats | None:
+        return None if self._loaded is None else self._loaded.stats()
 
     @property
     def state(self) -> State:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from mdinfer.errors import ConfigError, MdinferError
 from mdinfer.server.app import create_app
 from mdinfer.server.commands import loading, streams
 from mdinfer.server.connection import Connection
+from mdinfer.server.logs import LogFormat, log_to_stderr
 from mdinfer.server.protocols import ServingEngine
 from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
@@ -27,19 +27,20 @@ KEEP_ALIVE_SECONDS = 75
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
-def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level: str) -> int:
+def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level: str, log_format: LogFormat) -> int:
     """Listen at once, load meanwhile, serve until a signal. Returns the exit status.
 
     0 after SIGTERM, 130 after an interrupt, 143 or 130 at once after a second signal, 1 or 2 if the engine cannot be
     loaded. Raises ConfigError for an address that cannot be bound.
     """
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     listener = listen(settings)
     url = url_of(settings, listener)
     failures: list[BaseException] = []
 
     def load() -> ServingEngine:
         engine = loading.load_engine(model, **options)
+        streams.tell("mdinfer: warming up ...")
         engine.warm_up()
         streams.tell(_banner(engine, model, settings, url), sys.stdout)
         return engine
@@ -158,12 +159,6 @@ def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> 
             "",
         ]
     )
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("mdinfer").setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 
 def _report(error: BaseException) -> int:

@@ -15,6 +15,7 @@ from mdinfer.request import Caption, Detect, Point, Query, Request
 from mdinfer.result import Event, Result
 from mdinfer.server.answers import answer
 from mdinfer.server.body import OFF_LOOP_BYTES, read_object
+from mdinfer.server.call import call_of
 from mdinfer.server.errors import bad_request, json_response
 from mdinfer.server.exchange import finished
 from mdinfer.server.schema import (
@@ -94,14 +95,11 @@ def _sampling(settings: SkillSettings | None) -> dict[str, Any]:
 
 
 async def _respond(http: HttpRequest, request: Request, *, stream: bool) -> Response:
+    request_id = call_of(http.scope).request_id
     if stream:
-        return EventStream(http, [request], SkillStream(request=request, request_id=_request_id(http)))
+        return EventStream(http, [request], SkillStream(request=request, request_id=request_id))
     [result] = await finished(http, [request])
-    return json_response({"request_id": _request_id(http), **answer(request, result)})
-
-
-def _request_id(http: HttpRequest) -> str:
-    return str(http.scope.get("request_id", ""))
+    return json_response({"request_id": request_id, **answer(request, result)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from mdinfer.request import Request
 from mdinfer.result import Event, Result
+from mdinfer.server.call import call_of
 from mdinfer.server.errors import ClientGone
 from mdinfer.server.exchange import submitted
 from mdinfer.server.protocols import Handle
@@ -59,13 +60,17 @@ class EventStream(Response):
             tellers = [asyncio.create_task(self._tell(i, h, wire)) for i, h in enumerate(work.handles)]
             try:
                 results = await asyncio.gather(*tellers)
+                call_of(scope).results = results
                 await wire.finish([*self.dialect.closing(results)], self.dialect.end)
             except Exception as error:
                 failure = work.failure(error)
                 await _settle([pinger, *tellers])
                 if not wire.started:
                     raise failure from error
-                if not isinstance(failure, ClientGone):
+                if isinstance(failure, ClientGone):
+                    call_of(scope).client_left = True
+                else:
+                    call_of(scope).failure = failure
                     await wire.finish([failure.body()], b"")
             finally:
                 await _settle([pinger, *tellers])

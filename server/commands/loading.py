@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from mdinfer.errors import ConfigError, ImageError
 from mdinfer.options import EngineConfig
@@ -22,12 +22,14 @@ def load_engine(model: str, **options: Any) -> ServingEngine:
     """Raises ConfigError, CheckpointError or TokenizerError."""
     from mdinfer.engine import Engine
 
-    return Engine.load(model, **options)
+    return cast(ServingEngine, Engine.load(model, **options))
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_engine` takes, checked before anything slow begins. Raises ConfigError."""
     options = stated(args, ENGINE)
+    if args.no_prefix_cache:
+        options["prefix_cache"] = False
     EngineConfig(**options)
     if args.tokenizer is None:
         return options

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 else:
     Commands = Any
 
-ENGINE = ("device", "dtype", "experts", "kv_memory", "max_batch_size", "max_context", "max_queue")
+ENGINE = (
+    *("device", "dtype", "experts", "kv_dtype", "kv_memory", "max_batch_size", "max_context", "max_queue"),
+    *("prefill_tokens", "image_threads", "max_image_pixels"),
+)
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
 
@@ -22,7 +25,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16 or fp8")
     group.add_argument("--kv-memory", metavar="SIZE", help='memory of the KV cache: auto, or such as "8GiB"')
     group.add_argument("--max-batch-size", type=int, metavar="N", help="sequences that run together")
+    group.add_argument("--kv-dtype", metavar="T", help="precision of the KV cache: auto, bf16 or fp8")
     group.add_argument("--max-context", type=int, metavar="N", help="positions one sequence may take")
+    group.add_argument("--prefill-tokens", type=int, metavar="N", help="positions one step may prefill")
+    group.add_argument("--image-threads", type=int, metavar="N", help="threads that decode pictures")
+    group.add_argument("--max-image-pixels", type=int, metavar="N", help="larger pictures are refused")
+    group.add_argument(
+        "--no-prefix-cache", action="store_true", help="do not keep prompts for requests that begin alike"
+    )
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ def fake(shared: tuple[FakeEngine, Live]) -> FakeEngine:
     engine.script, engine.healthy = Script(), True
     engine.requests.clear()
     engine.handles.clear()
+    engine.namespaces.clear()
     return engine
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mdinfer.data_url import decode_data_url
-from mdinfer.errors import EngineDeadError, RequestCancelledError, RequestError
+from mdinfer.errors import DeadlineError, EngineDeadError, RequestCancelledError, RequestError
 from mdinfer.request import Chat, Detect, Point, Query, Request
 from mdinfer.result import (
     XY,
@@ -46,9 +46,26 @@ class Script:
     refusal: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeStats:
+    running: int
+    waiting: int = 0
+    pages_total: int = 100
+    pages_free: int = 50
+    pages_cached: int = 30
+    prefix_queries: int = 40
+    prefix_hits: int = 25
+    preemptions: int = 1
+    steps: int = 9
+    images_encoded: int = 3
+    prompt_tokens: int = 44
+    generation_tokens: int = 20
+
+
 class FakeHandle:
-    def __init__(self, events: Sequence[Event], script: Script) -> None:
+    def __init__(self, events: Sequence[Event], script: Script, timeout: float | None = None) -> None:
         self.request_id = f"fake-{id(self):x}"
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self.events, self.script = events, script
         self.cancelled = threading.Event()
         self.finished = False
@@ -80,9 +97,15 @@ class FakeHandle:
             yield event
 
     def _waits(self, end: float) -> bool:
-        return time.monotonic() < end and not self.cancelled.is_set()
+        return time.monotonic() < end and not self.cancelled.is_set() and not self._late
+
+    @property
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _check(self, i: int) -> None:
+        if self._late:
+            raise DeadlineError("the request took longer than its timeout")
         if self.cancelled.is_set():
             raise RequestCancelledError("the request was cancelled")
         if self.script.fault is not None and i == self.script.fault_at:
@@ -105,6 +128,7 @@ class FakeEngine:
     closed: bool = False
     requests: list[Request] = field(default_factory=list)
     handles: list[FakeHandle] = field(default_factory=list)
+    namespaces: list[str] = field(default_factory=list)
 
     def description(self) -> str:
         return "model     fake (untrained)\ndevice    none"
@@ -112,7 +136,9 @@ class FakeEngine:
     def warm_up(self) -> None:
         """There is nothing to warm."""
 
-    def submit(self, request: Request) -> FakeHandle:
+    def submit(
+        self, request: Request, *, namespace: str = "", priority: int = 0, timeout: float | None = None
+    ) -> FakeHandle:
         if not self.healthy:
             raise EngineDeadError("the engine is closed")
         if self.script.refusal is not None:
@@ -120,9 +146,13 @@ class FakeEngine:
         if isinstance(request, Chat):
             _check_chat(request.messages)
         self.requests.append(request)
-        handle = FakeHandle(self._events(request), self.script)
+        self.namespaces.append(namespace)
+        handle = FakeHandle(self._events(request), self.script, timeout)
         self.handles.append(handle)
         return handle
+
+    def stats(self) -> FakeStats:
+        return FakeStats(running=sum(not handle.finished for handle in self.handles))
 
     def close(self) -> None:
         self.closed, self.healthy = True, False

@@ -18,6 +18,7 @@ from mdinfer.server.protocols import EngineLoader, ServingEngine
 from mdinfer.server.service import Service
 from mdinfer.server.serving import Server, listen, uvicorn_config
 from mdinfer.server.settings import Settings
+from tests.server import shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = "moondream/moondream3-preview"
@@ -43,7 +44,10 @@ class Live:
 
 
 def events_of(text: str) -> list[Any]:
-    """The data of a whole event stream; fails on any line that is neither data, comment nor empty."""
+    """The data of a whole event stream; fails on any line that is neither data, comment nor empty.
+
+    Chat streams are checked against OpenAI's shapes.
+    """
     assert text.endswith("\n\n")
     events = []
     for line in text.splitlines():
@@ -51,7 +55,23 @@ def events_of(text: str) -> list[Any]:
             events.append("[DONE]" if line == "data: [DONE]" else json.loads(line[6:]))
         else:
             assert line == "" or line.startswith(":"), line
+    if "choices" in events[0]:
+        shapes.check_chat_stream(events)
     return events
+
+
+def check_shape(response: httpx.Response) -> None:
+    """Every whole JSON answer of OpenAI's routes, and every error, has the published shape."""
+    if response.headers.get("content-type") != "application/json":
+        return
+    response.read()
+    path = response.request.url.path
+    if response.status_code != 200:
+        shapes.check(shapes.ERROR, response.json())
+    elif path == "/v1/chat/completions":
+        shapes.check(shapes.COMPLETION, response.json())
+    elif path.startswith("/v1/models"):
+        shapes.check(shapes.MODEL_LIST if path == "/v1/models" else shapes.MODEL, response.json())
 
 
 @contextlib.contextmanager
@@ -67,7 +87,8 @@ def live_server(engine: ServingEngine | EngineLoader, **options: Any) -> Iterato
     wait_until(lambda: server.started)
     url = f"http://127.0.0.1:{port}"
     try:
-        with httpx.Client(base_url=url, timeout=20) as http:
+        hooks = {"response": [check_shape]}
+        with httpx.Client(base_url=url, timeout=20, event_hooks=hooks) as http:
             yield Live(url=url, port=port, service=service, server=server, http=http)
     finally:
         server.should_exit = True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import httpx
@@ -111,3 +112,34 @@ def test_this_machine_needs_none(host: str) -> None:
 def test_keys_that_no_header_can_carry(key: str) -> None:
     with pytest.raises(ConfigError):
         Settings(api_keys=(key,))
+
+
+def test_each_key_has_a_namespace_of_its_own(locked: Live) -> None:
+    engine = locked.service.engine
+    assert isinstance(engine, FakeEngine)
+    engine.namespaces.clear()
+    for key in (KEY, "second", KEY):
+        assert locked.http.post("/v1/query", json={"question": "?"}, headers=bearer(key)).status_code == 200
+    first, second, third = engine.namespaces
+    assert first == third != second
+    assert all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in (first, second))
+    digests = {digest(key.encode()).hexdigest() for key in (KEY, "second") for digest in (hashlib.sha256, hashlib.md5)}
+    assert not {first, second} & digests, "a plain digest of a short key can be guessed"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_without_keys_all_share_a_namespace(live: Live, fake: FakeEngine) -> None:
+    for key in ("a", "b"):
+        live.http.post("/v1/query", json={"question": "?"}, headers=bearer(key))
+    assert fake.namespaces == ["", ""]
+
+
+def test_metrics_are_open_on_this_machine_only() -> None:
+    with live_server(FakeEngine(), api_keys=(KEY,)) as live:
+        assert live.http.get("/metrics").status_code == 200
+    with live_server(FakeEngine(), api_keys=(KEY,), host="0.0.0.0") as live:
+        assert live.http.get("/metrics").status_code == 401
+        assert live.http.get("/metrics", headers=bearer(KEY)).status_code == 200

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from mdinfer.errors import (
+    DeadlineError,
     EngineDeadError,
     ImageError,
     MdinferError,
+    OutOfMemoryError,
     PromptTooLongError,
     QueueFullError,
     RequestCancelledError,
@@ -58,6 +60,8 @@ def test_malformed_json(live: Live, body: bytes) -> None:
         (RequestFailedError("oops"), 500, "server_error", None, None),
         (RequestCancelledError("gone"), 503, "server_error", "cancelled", None),
         (EngineDeadError("dead"), 503, "server_error", "engine_dead", None),
+        (OutOfMemoryError("no room"), 503, "server_error", "out_of_memory", None),
+        (DeadlineError("late"), 504, "server_error", "timeout", None),
         (boom(), 500, "server_error", None, None),
         (boom(RecursionError), 500, "server_error", None, None),
         (boom(MemoryError), 500, "server_error", None, None),

@@ -6,25 +6,33 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 
 from mdinfer.engine import Engine
+from mdinfer.errors import ImageError, MdinferError, OutOfMemoryError, QueueFullError, RequestFailedError
 from mdinfer.request import Chat
 from mdinfer.server.protocols import ServingEngine
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, Script
 from tests.server.live_server import GOLDEN, MODEL, Live, live_server
 
 KEY = "sk-test"
 LIMITS: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+RETRIES = [
+    (QueueFullError("full"), 429, 3),
+    (OutOfMemoryError("no room"), 503, 3),
+    (RequestFailedError("oops"), 500, 3),
+    (ImageError("bad"), 400, 1),
+]
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
-def real_engine() -> Engine:
+def real_engine() -> ServingEngine:
     checkpoint = GOLDEN / "checkpoints" / "tiny-a"
-    return Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    return cast(ServingEngine, engine)
 
 
 @pytest.fixture(scope="module", params=["fake", "tiny-a"])
@@ -153,6 +161,18 @@ def test_errors_have_the_clients_types(served: Live, client: openai.OpenAI) -> N
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
+
+
+@pytest.mark.parametrize(("refusal", "status", "attempts"), RETRIES)
+def test_retries(data_url: str, refusal: MdinferError, status: int, attempts: int) -> None:
+    """What is worth another attempt gets one from the client, twice by default; what is not is tried once."""
+    with live_server(FakeEngine(Script(refusal=refusal))) as live:
+        client = openai.OpenAI(api_key="none", base_url=f"{live.url}/v1")
+        with client, pytest.raises(openai.APIStatusError) as caught:
+            create(client, QUESTION)
+        assert caught.value.status_code == status
+        label = f'mdinfer_http_requests_total{{route="/v1/chat/completions",status="{status}"}} {attempts}.0'
+        assert label in live.http.get("/metrics").text
 
 
 def test_async_client(served: Live, engine: ServingEngine) -> None:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from mdinfer.server import serving as serving_module
+from mdinfer.server.cli import main
 from mdinfer.server.commands.serve import model_names
 from mdinfer.server.settings import DEFAULT_MODEL_NAMES, Settings
 from tests.server.live_server import MODEL, wait_until
@@ -104,7 +107,7 @@ def test_a_reader_of_stdout_that_leaves() -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert err == ""
+    assert all(line.startswith("mdinfer: ") for line in err.splitlines())
 
 
 @pytest.mark.parametrize("model", ["/nowhere/at/all", "x" * 5000])
@@ -129,6 +132,117 @@ def test_a_port_that_is_taken() -> None:
         )
     assert done.returncode == 2
     assert done.stderr.startswith(f"mdinfer: error: 127.0.0.1:{port} cannot be bound")
+
+
+def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# of the team\n\nthird\nfirst\n", encoding="utf-8")
+    stated = {
+        "MODEL": "demo",
+        "HOST": "0.0.0.0",
+        "PORT": "0",
+        "API_KEY": "first,second",
+        "API_KEY_FILE": str(keys),
+        "INSECURE": "yes",
+        "CORS_ORIGIN": "https://a.example,https://b.example",
+        "MAX_BODY_MB": "2",
+        "MAX_IMAGES": "3",
+        "REQUEST_TIMEOUT": "4.5",
+        "BODY_TIMEOUT": "5",
+        "DRAIN_TIMEOUT": "6",
+        "SERVED_MODEL_NAME": "mine",
+        "REASONING_ALIAS": "reasoning_content",
+        "LOG_LEVEL": "error",
+        "LOG_FORMAT": "json",
+        "DEVICE": "cpu",
+        "DTYPE": "float32",
+        "EXPERTS": "bf16",
+        "KV_DTYPE": "bf16",
+        "KV_MEMORY": "1GiB",
+        "MAX_BATCH_SIZE": "7",
+        "MAX_CONTEXT": "512",
+        "MAX_QUEUE": "8",
+        "PREFILL_TOKENS": "9",
+        "IMAGE_THREADS": "1",
+        "MAX_IMAGE_PIXELS": "1000",
+        "NO_PREFIX_CACHE": "1",
+        "TOKENIZER": str(keys),
+    }
+    assert {f"MDINFER_{name}" for name in stated} == set(re.findall(r"\[(MDINFER_\w+)\]", help_of_serve()))
+    for name, value in stated.items():
+        monkeypatch.setenv(f"MDINFER_{name}", value)
+    served = arguments_of_serve(monkeypatch, ["--port", "81", "--served-model-name", "flag"])
+    model, options, settings = served.pop("args")
+    assert (model, served) == ("demo", {"log_level": "error", "log_format": "json"})
+    assert (settings.host, settings.port, settings.insecure) == ("0.0.0.0", 81, True)
+    assert settings.api_keys == ("first", "second", "third")
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert (settings.max_body_bytes, settings.max_images, settings.request_timeout) == (2 << 20, 3, 4.5)
+    assert (settings.body_timeout, settings.drain_timeout) == (5, 6)
+    assert settings.model_names == ("flag", *DEFAULT_MODEL_NAMES, "demo")
+    assert settings.reasoning_alias == "reasoning_content"
+    assert options == {
+        "device": "cpu",
+        "dtype": "float32",
+        "experts": "bf16",
+        "kv_dtype": "bf16",
+        "kv_memory": "1GiB",
+        "max_batch_size": 7,
+        "max_context": 512,
+        "max_queue": 8,
+        "prefill_tokens": 9,
+        "image_threads": 1,
+        "max_image_pixels": 1000,
+        "prefix_cache": False,
+        "tokenizer": str(keys),
+    }
+
+
+def help_of_serve() -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "mdinfer.server.cli", "serve", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "500"},
+    )
+    return done.stdout
+
+
+def arguments_of_serve(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> dict[str, Any]:
+    """What the command line makes of its options, without a server."""
+    caught: dict[str, Any] = {}
+
+    def serve(*args: Any, **options: Any) -> int:
+        caught.update(args=args, **options)
+        return 0
+
+    monkeypatch.setattr(serving_module, "serve", serve)
+    assert main(["serve", *arguments]) == 0
+    return caught
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "many"),
+        ("INSECURE", "maybe"),
+        ("LOG_LEVEL", "loud"),
+        ("MAX_IMAGES", "1.5"),
+        ("API_KEY_FILE", "/nope/keys"),
+        ("API_KEY_FILE", os.devnull),
+    ],
+)
+def test_a_bad_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"MDINFER_{name}", value)
+    assert main(["serve", "--port", "0"] if name != "PORT" else ["serve"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mdinfer: error: ")
+    assert f"MDINFER_{name}" in error or "--api-key-file" in error
+    assert error.count("\n") == 1
 
 
 def test_a_setting_no_float_can_hold() -> None:

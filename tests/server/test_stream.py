@@ -156,4 +156,13 @@ def test_deadline(stream: bool, pause: float) -> None:
             assert error_of(response)["code"] == "timeout"
         else:
             assert events_of(response.text)[-1]["error"]["code"] == "timeout"
-        assert engine.handles[0].cancelled.is_set()
+        assert engine.handles[0].deadline is not None
+        wait_until(lambda: not live.service.running)
+
+
+def test_the_time_for_the_body_counts(live: Live, fake: FakeEngine) -> None:
+    with live_server(fake, request_timeout=30) as timed:
+        assert timed.chat().status_code == 200
+    [handle] = fake.handles
+    assert handle.deadline is not None
+    assert handle.deadline < time.monotonic() + 30
