@@ -49,7 +49,8 @@ class AttentionBatch:
             for s, count in enumerate(self.queries[: len(self.queries) - self.decoding]):
                 found += [(s, first) for first in range(start, start + count, rows)]
                 start += count
-            table = torch.tensor(found, dtype=torch.int32).view(-1, 2)
+            pinned = self.pages.is_cuda  # from other memory a copy may wait for all that was launched before
+            table = torch.tensor(found, dtype=torch.int32, pin_memory=pinned).view(-1, 2)
             self._tiles[rows] = table.to(self.pages.device, non_blocking=True)
         return self._tiles[rows]
 

@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 from mdinfer.kernels import Sampled
+from mdinfer.model.vision import VisionTower
 from mdinfer.page_tables import PageTables
 from mdinfer.step_input import Needs, StepInput, decode_arrays, idle_arrays
 from mdinfer.step_plan import StepPlan
@@ -32,7 +33,7 @@ def bucket_sizes(most: int) -> list[int]:
 class Recording(Generic[T]):
     """`function` reads and writes tensors that stay where they are; so does what it returns."""
 
-    def __init__(self, function: Callable[[], T], device: torch.device, pool: _Pool) -> None:
+    def __init__(self, function: Callable[[], T], device: torch.device, pool: GraphPool) -> None:
         self._function, self._graph = function, None
         if device.type == "cuda":
             self._graph, self._result = _captured(function, pool)
@@ -44,11 +45,16 @@ class Recording(Generic[T]):
         return self._result
 
 
-class _Pool:
-    """Memory that all graphs share: they never run at the same time, and what one returns is read before the next."""
+class GraphPool:
+    """Memory that all graphs share: they never run at the same time, and what one returns is read before the next.
+
+    They are recorded on one stream: libraries keep a workspace for each stream they have seen, 32 MiB on Hopper.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.handle = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        cuda = device.type == "cuda"
+        self.handle = torch.cuda.graph_pool_handle() if cuda else None
+        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
 
 
 class Mode(NamedTuple):
@@ -68,12 +74,21 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, compute: Compute, tables: PageTables, *, page_size: int, most: int, idle_slot: int, device: torch.device
+        self,
+        compute: Compute,
+        tables: PageTables,
+        *,
+        page_size: int,
+        most: int,
+        idle_slot: int,
+        device: torch.device,
+        pool: GraphPool,
     ) -> None:
         self.sizes = bucket_sizes(most)
         self._compute, self._tables, self._page_size, self._idle_slot = compute, tables, page_size, idle_slot
-        self._device, self._pool = device, _Pool(device)
+        self._device, self._pool = device, pool
         self._steps: dict[Mode, _FixedStep] = {}
+        self._complete = False
 
     def record(self) -> Iterator[None]:
         """Record all there are, yielding after each; the largest first, for what it needs does for the others."""
@@ -81,6 +96,7 @@ class DecodeGraphs:
             for text, values in _MODES:
                 self._step(Mode(rows, text, values))
                 yield
+        self._complete = True
 
     @property
     def count(self) -> int:
@@ -97,6 +113,7 @@ class DecodeGraphs:
 
     def _step(self, mode: Mode) -> _FixedStep:
         if mode not in self._steps:
+            assert not self._complete, f"{mode} was not recorded, and to do so now would halt all"
             arrays = idle_arrays(mode.rows, self._tables.width, self._idle_slot)
             self._steps[mode] = _FixedStep(self._compute, arrays, mode, self._device, self._pool)
         return self._steps[mode]
@@ -105,7 +122,7 @@ class DecodeGraphs:
 class _FixedStep:
     """A step whose numbers always lie at the same places."""
 
-    def __init__(self, compute: Compute, idle: list[Array], mode: Mode, device: torch.device, pool: _Pool) -> None:
+    def __init__(self, compute: Compute, idle: list[Array], mode: Mode, device: torch.device, pool: GraphPool) -> None:
         self._packing, self._device = Packing(idle), device
         self._buffer = torch.zeros(self._packing.nbytes, dtype=torch.uint8, device=device)
         self._fill(idle)  # the recording writes to no page but runs for real
@@ -123,14 +140,13 @@ class _FixedStep:
 
 
 class VisionGraphs:
-    """The vision tower on 1 .. `most` crops."""
+    """The vision tower on 1 .. `most` crops. One buffer does for all: a pass of fewer crops takes its beginning."""
 
-    def __init__(
-        self, see: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], most: int, device: torch.device
-    ) -> None:
-        self._see, self._most, self._device, self._pool = see, most, device, _Pool(device)
-        # One buffer does for all: a pass of fewer crops takes its beginning.
-        self._crops = torch.zeros(most, *shape, dtype=torch.uint8, device=device)
+    def __init__(self, tower: VisionTower, most: int, device: torch.device, pool: GraphPool) -> None:
+        self._tower, self._most, self._device, self._pool = tower, most, device, pool
+        config = tower.config
+        self._crops = torch.zeros(most, config.crop_size, config.crop_size, 3, dtype=torch.uint8, device=device)
+        self._features = torch.empty(most, config.positions, config.enc_dim, dtype=tower.pos_emb.dtype, device=device)
         self._passes: dict[int, Recording[torch.Tensor]] = {}
 
     def record(self) -> Iterator[None]:
@@ -146,26 +162,29 @@ class VisionGraphs:
         """As the tower's own, for crops (N, side, side, 3); more than `most` are not recorded."""
         count = len(crops)
         if count > self._most:
-            return self._see(crops)
+            return self._tower.crop_features(crops)
         self._crops[:count].copy_(crops)
         return self._pass(count).replay().clone()
 
     def _pass(self, count: int) -> Recording[torch.Tensor]:
         if count not in self._passes:
-            crops = self._crops[:count]
-            self._passes[count] = Recording(lambda: self._see(crops), self._device, self._pool)
+            crops, features = self._crops[:count], self._features[:count]
+            self._passes[count] = Recording(
+                lambda: features.copy_(self._tower.crop_features(crops)), self._device, self._pool
+            )
         return self._passes[count]
 
 
-def _captured(function: Callable[[], T], pool: _Pool) -> tuple[torch.cuda.CUDAGraph, T]:
+def _captured(function: Callable[[], T], pool: GraphPool) -> tuple[torch.cuda.CUDAGraph, T]:
     """Run once beside, for kernels are compiled and libraries set up the first time, then record."""
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    stream, here = pool.stream, torch.cuda.current_stream()
+    assert stream is not None
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
         function()
-    torch.cuda.current_stream().wait_stream(beside)
+    here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Threads that read pictures may allocate pinned memory meanwhile: only this one is held to the rules.
-    with torch.cuda.graph(graph, pool=pool.handle, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool.handle, stream=stream, capture_error_mode="thread_local"):
         result = function()
     return graph, result

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sized
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,11 @@ class Engine(SkillCalls):
         kv_dtype = {"auto": model.dtype, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[options.kv_dtype]
         on_gpu = model.device.type == "cuda"
         graphs = on_gpu if options.cuda_graphs == "auto" else options.cuda_graphs
-        with explained_shortage("the workspace", model.device, "choose smaller prefill_tokens= and vision_crops="):
-            self._workspace = workspace_bytes(model, options, max_context=loaded.max_context, kv_dtype=kv_dtype)
-        self._workspace *= 1 + graphs  # graphs have a workspace of their own
+        remedy = "choose smaller prefill_tokens=, vision_crops= or image_cache="
+        with explained_shortage("the workspace", model.device, remedy):
+            self._workspace = workspace_bytes(
+                model, options, max_context=loaded.max_context, kv_dtype=kv_dtype, graphs=graphs
+            )
         pages = cache_pages(
             text,
             options,
@@ -106,24 +109,22 @@ class Engine(SkillCalls):
             vision_crops=options.vision_crops,
             graphs=graphs,
         )
-        runner.record_graphs(progress=options.progress)
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size
         self._room = threading.Condition()
         self._pictures = PictureStore(options.image_cache)
         pool = PagePool(pages, options.page_size)
-        self._loop = EngineLoop(
-            Scheduler(
-                pool,
-                PrefixCache(pool) if options.prefix_cache else None,
-                runner.follows,
-                max_batch_size=options.max_batch_size,
-                budget=StepBudget(prefill_tokens=options.prefill_tokens, vision_crops=options.vision_crops),
-            ),
-            runner,
-            self._pictures,
-            overlap=on_gpu if options.overlap == "auto" else options.overlap,
+        scheduler = Scheduler(
+            pool,
+            PrefixCache(pool) if options.prefix_cache else None,
+            runner.follows,
+            max_batch_size=options.max_batch_size,
+            budget=StepBudget(prefill_tokens=options.prefill_tokens, vision_crops=options.vision_crops),
         )
+        overlap = on_gpu if options.overlap == "auto" else options.overlap
+        remedy = "give kv_memory= a smaller size, or cuda_graphs=False"
+        with explained_shortage("the CUDA graphs", model.device, remedy) if graphs else nullcontext():
+            self._loop = EngineLoop(scheduler, runner, self._pictures, overlap=overlap, progress=options.progress)
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -172,9 +173,9 @@ class Engine(SkillCalls):
         try:
             with _bar(requests, progress) as bar:
                 for request in requests:
-                    while len(self._tasks) >= self._most_tasks:
+                    while (handle := self._submitted(request)) is None:
                         await asyncio.sleep(_ROOM_SECONDS)
-                    pending.append(self._submit_when_room(request))
+                    pending.append(handle)
                 while pending:
                     await pending[0].aresult()
                     _collect(pending, results, bar)
@@ -298,12 +299,17 @@ class Engine(SkillCalls):
             raise self._loop.dead()
 
     def _submit_when_room(self, request: Request) -> RequestHandle:
-        while True:
-            try:
-                return self.submit(request)
-            except QueueFullError:
-                with self._room:
-                    self._room.wait(timeout=_ROOM_SECONDS)
+        while (handle := self._submitted(request)) is None:
+            with self._room:
+                self._room.wait(timeout=_ROOM_SECONDS)
+        return handle
+
+    def _submitted(self, request: Request) -> RequestHandle | None:
+        """None where there is no room."""
+        try:
+            return self.submit(request)
+        except QueueFullError:
+            return None
 
     def _refuse(self, task: Task) -> None:
         task.fail(self._loop.dead())

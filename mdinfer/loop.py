@@ -9,9 +9,11 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TypeVar
 
 import torch
 
@@ -34,15 +36,20 @@ from mdinfer.step_plan import StepPlan
 from mdinfer.task import News, Task
 from mdinfer.teller import Teller
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_SHORTAGES = (MemoryError, torch.OutOfMemoryError)
+log = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host."""
+    """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, pictures: PictureStore, *, overlap: bool) -> None:
+    Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, pictures: PictureStore, *, overlap: bool, progress: bool = False
+    ) -> None:
         self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
         self._tasks: dict[Sequence, Task] = {}
         self._flights: deque[tuple[StepPlan, Flight]] = deque()
@@ -54,8 +61,12 @@ class EngineLoop:
         self._death: BaseException | None = None
         self._steps = self._encoded = self._prompt_tokens = self._generated = 0
         self._teller = Teller(self._stop, lambda task, error: self._send(lambda: self._end(task, error), task.fail))
-        self._thread = threading.Thread(target=self._main, name="mdinfer-engine", daemon=True)
+        recorded: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._main, args=(recorded, progress), name="mdinfer-engine", daemon=True
+        )
         self._thread.start()
+        recorded.result()
 
     @property
     def healthy(self) -> bool:
@@ -88,11 +99,10 @@ class EngineLoop:
 
         def work() -> None:
             try:
-                try:
-                    [features] = self._runner.encode([picture])
-                except _SHORTAGES:
-                    _free_memory()
-                    [features] = self._runner.encode([picture], sparing=True)
+                found = _attempt(lambda: self._runner.encode([picture]))
+                if found is None:
+                    found = self._runner.encode([picture], sparing=True)
+                [features] = found
             except torch.AcceleratorError:
                 raise
             except Exception as error:
@@ -149,8 +159,16 @@ class EngineLoop:
 
     # The loop
 
-    def _main(self) -> None:
+    def _main(self, recorded: Future[None], progress: bool) -> None:
         try:
+            try:
+                if self._runner.device.type == "cuda":
+                    torch.cuda.set_device(self._runner.device)  # a thread's own setting
+                self._runner.record_graphs(progress=progress)
+            except BaseException as error:
+                recorded.set_exception(error)
+                raise
+            recorded.set_result(None)
             while self._receive():
                 self._step()
         except BaseException as error:
@@ -198,15 +216,21 @@ class EngineLoop:
     def _launch(self, plan: StepPlan) -> None:
         for chunk in plan.prefill:
             self._tasks[chunk.sequence].admit()
-        try:
-            flight = self._runner.launch(plan)
-        except torch.AcceleratorError:  # the device is lost: no later step can succeed
-            raise
-        except Exception as error:
-            log.error("a step failed", exc_info=error)
+        flight = self._begin(plan)
+        if flight is None:  # handled out here: an error in hand holds the tensors of the step that failed
             self._run_singly(plan)
         else:
             self._flights.append((plan, flight))
+
+    def _begin(self, plan: StepPlan) -> Flight | None:
+        """None where it failed, but for the loss of the device: no later step can succeed."""
+        try:
+            return self._runner.launch(plan)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            _report("a step failed", error)
+        return None
 
     def _land(self) -> None:
         plan, flight = self._flights.popleft()
@@ -225,23 +249,20 @@ class EngineLoop:
             except torch.AcceleratorError:
                 raise
             except Exception as error:
-                log.error("a step failed for one request alone", exc_info=error)
+                _report("a step failed for one request alone", error)
                 self._end(self._tasks[sequence], _failure("the step", error))
             else:
                 self._commit(part, landing)
 
     def _run_alone(self, part: StepPlan) -> Landing:
-        try:
-            return self._runner.launch(part).read()
-        except _SHORTAGES:
-            _free_memory()
-            return self._runner.launch(part, sparing=True).read()
+        landing = _attempt(lambda: self._runner.launch(part).read())
+        return self._runner.launch(part, sparing=True).read() if landing is None else landing
 
     def _commit(self, plan: StepPlan, landing: Landing) -> None:
         now, news = time.perf_counter(), list[News]()
         for chunk in plan.prefill if plan.pictures else ():
             task = self._tasks.get(chunk.sequence)
-            if task is not None and chunk.sequence.pictures:
+            if task is not None and any(picture in plan.pictures for picture in chunk.sequence.pictures):
                 task.vision_s += landing.vision_s
         for sequence, token in self._scheduler.commit(plan, landing.tokens):
             task = self._tasks[sequence]
@@ -300,9 +321,33 @@ class EngineLoop:
 
 
 def _failure(what: str, error: Exception) -> RequestFailedError:
-    if isinstance(error, _SHORTAGES):
+    if _is_shortage(error):
         return OutOfMemoryError(f"{what} ran out of memory, also alone: send fewer or smaller images, or try again")
     return RequestFailedError(f"{what} failed with {type(error).__name__}")
+
+
+def _attempt(work: Callable[[], T]) -> T | None:
+    """None where memory did not suffice; what the attempt held is free by then, for its error and frames are gone."""
+    try:
+        return work()
+    except Exception as error:
+        if not _is_shortage(error):
+            raise
+    _free_memory()
+    return None
+
+
+def _report(what: str, error: Exception) -> None:
+    """As text: a handler that keeps the record must not keep, with the error's frames, the tensors of the step."""
+    log.error("%s\n%s", what, "".join(traceback.format_exception(error)))
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Libraries beside torch's allocator have no class for it; a lost device is none, whatever it says."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = isinstance(error, RuntimeError) and not isinstance(error, torch.AcceleratorError)
+    return told and any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED"))
 
 
 def _free_memory() -> None:

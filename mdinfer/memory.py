@@ -39,7 +39,10 @@ def explained_shortage(what: str, device: torch.device, remedy: str) -> Iterator
     """Turn a failed allocation into a ConfigError that says what is free and what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's memory
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for a CPU's memory; on a GPU any other error is what it says.
+        if device.type == "cuda" and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
         free = format_bytes(available_bytes(device))
         raise ConfigError(f"{what} cannot be allocated on {device}, where {free} are free: {remedy}") from error
 

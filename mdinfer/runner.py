@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from mdinfer.cuda_graphs import DecodeGraphs, VisionGraphs
+from mdinfer.cuda_graphs import DecodeGraphs, GraphPool, VisionGraphs
 from mdinfer.decode_table import decode_table
 from mdinfer.flight import Flight, Stopwatch
 from mdinfer.image import Crops
@@ -48,6 +48,7 @@ class Runner:
         self._decode: DecodeGraphs | None = None
         self._vision: VisionGraphs | None = None
         if graphs:
+            pool = GraphPool(self.device)
             self._decode = DecodeGraphs(
                 self._compute,
                 self._tables,
@@ -55,9 +56,9 @@ class Runner:
                 most=max_batch_size,
                 idle_slot=max_batch_size,
                 device=self.device,
+                pool=pool,
             )
-            side = model.config.vision.crop_size
-            self._vision = VisionGraphs(model.vision.crop_features, (side, side, 3), vision_crops, self.device)
+            self._vision = VisionGraphs(model.vision, vision_crops, self.device, pool)
 
     @torch.inference_mode()
     def record_graphs(self, *, progress: bool) -> None:
@@ -81,9 +82,13 @@ class Runner:
         vision = self._see(plan.pictures, 1 if sparing else self._vision_crops)
         self._copy(plan.copies)
         needs = Needs.of(plan)
-        arrays = step_arrays(plan, self._tables, self.cache.page_size)
-        step = StepInput.of(tuple(chunk.end - chunk.start for chunk in plan.chunks), upload(arrays, self.device), needs)
-        chosen, values = self._compute(step, needs, _images(plan.prefill))
+        if self._decode is not None and self._decode.takes(plan, needs):
+            chosen, values = self._decode.run(plan, needs)
+        else:
+            arrays = step_arrays(plan, self._tables, self.cache.page_size)
+            queries = tuple(chunk.end - chunk.start for chunk in plan.chunks)
+            step = StepInput.of(queries, upload(arrays, self.device), needs)
+            chosen, values = self._compute(step, needs, _images(plan.prefill))
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         return Flight(sampling, chosen, values, self.device, vision)
 
@@ -93,7 +98,8 @@ class Runner:
         return self._features(pictures, 1 if sparing else self._vision_crops)
 
     def _see(self, pictures: Seq[LoadedPicture], crops_per_pass: int) -> Stopwatch | None:
-        """Have the pictures encoded, and say how to learn how long that took."""
+        """Have those encoded that are not, for a step may be done over; and say how to learn how long that took."""
+        pictures = [picture for picture in pictures if not picture.encoded]
         if not pictures:
             return None
         watch = Stopwatch(self.device)

@@ -11,15 +11,29 @@ from mdinfer.model.batch import KVCache
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig
 from mdinfer.prompts import PromptBuilder
+from mdinfer.request import MAX_LOGPROBS
 from mdinfer.runner import Runner
 from mdinfer.sequence import SamplingParams, Sequence
 from mdinfer.step_plan import Chunk, StepPlan
 
 
-def workspace_bytes(model: Moondream, options: EngineConfig, *, max_context: int, kv_dtype: torch.dtype) -> int:
-    """Measured on a GPU; 0 on a CPU, whose allocator keeps no account. Raises torch.OutOfMemoryError."""
+def workspace_bytes(
+    model: Moondream, options: EngineConfig, *, max_context: int, kv_dtype: torch.dtype, graphs: bool
+) -> int:
+    """Measured on a GPU, with room for pictures; 0 on a CPU, whose allocator keeps no account.
+
+    With `graphs` twice what was measured: they have a workspace of their own. Raises torch.OutOfMemoryError.
+    """
     if model.device.type != "cuda":
         return 0
+    with torch.cuda.device(model.device):
+        steps = _measured(model, options, max_context=max_context, kv_dtype=kv_dtype)
+    config, pictures = model.config, options.image_cache + options.max_batch_size
+    features = pictures * config.vision.positions * config.text.dim * model.dtype.itemsize
+    return steps * (1 + graphs) + features
+
+
+def _measured(model: Moondream, options: EngineConfig, *, max_context: int, kv_dtype: torch.dtype) -> int:
     torch.cuda.synchronize(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
@@ -31,12 +45,14 @@ def workspace_bytes(model: Moondream, options: EngineConfig, *, max_context: int
 
 
 def worst_steps(model: Moondream, options: EngineConfig, *, max_context: int, kv_dtype: torch.dtype) -> int:
-    """A vision pass of as many crops and a prefill of as many positions as a step may have, and all rows that sample.
+    """A vision pass of as many crops and a prefill of as many positions as a step may have.
 
-    Returns the bytes of the cache that this took, which is given back.
+    All rows sample, with log-probabilities; an image, which is never cut, may take more than `prefill_tokens`, and
+    the rows that decode come on top. Returns the bytes of the cache that this took, which is given back.
     """
     text, size = model.config.text, options.page_size
-    lengths = _lengths(options.prefill_tokens, min(max_context, len(model.text.rope)), options.max_batch_size)
+    tokens = max(options.prefill_tokens, model.config.vision.positions + 1) + options.max_batch_size
+    lengths = _lengths(tokens, min(max_context, len(model.text.rope)), options.max_batch_size)
     counts = [-(-length // size) for length in lengths]
     cache = KVCache.allocate(text, pages=sum(counts), page_size=size, dtype=kv_dtype, device=model.device)
     runner = Runner(model, cache, max_batch_size=len(lengths), vision_crops=options.vision_crops)
@@ -49,7 +65,7 @@ def worst_steps(model: Moondream, options: EngineConfig, *, max_context: int, kv
         sequence = Sequence(
             prompt=prompt.build(),
             state=State.ANSWER,
-            sampling=SamplingParams(temperature=1.0, top_p=0.9),
+            sampling=SamplingParams(temperature=1.0, top_p=0.9, logprobs=MAX_LOGPROBS),
             max_positions=length + 1,
             pages=list(range(page, page + count)),
             slot=slot,

@@ -24,6 +24,7 @@ from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75
+SWITCH_SECONDS = 0.0005  # a busy thread lets the engine's go on after so long; by Python's default after 5 ms, a step
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
@@ -54,6 +55,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     service.on_load_failure = stop
     server = Server(uvicorn_config(app, settings), service)
     streams.tell(f"mdinfer: listening on {url}, loading {model} ...")
+    sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
     if failures:
         return _report(failures[0])

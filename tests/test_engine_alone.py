@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,56 @@ def test_memory_that_does_not_suffice_fails_one(
             handles[TARGET].result(timeout=60)
         assert saboteur.struck == 3  # with others, alone, sparing
         check_others(handles, expected)
+        wait_idle(engine)
+
+
+def test_memory_that_suffices_once_what_failed_is_let_go(
+    expected: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tower fails with others' pictures, the decoder with this one's encoded: then nothing of either is held."""
+    with load_engine("tiny-a") as engine:
+        model = engine._loop._runner.model
+        see, decode, held = model.vision.forward, model.text.forward, list[weakref.ref[torch.Tensor]]()
+
+        def failing(what: str, times: int, true: Callable[..., Any]) -> Callable[..., Any]:
+            def fail(*args: Any) -> Any:
+                assert not any(ref() is not None for ref in held), f"{what} is tried again beside what failed before"
+                if len(held) < times:
+                    taken = torch.zeros(8)
+                    held.append(weakref.ref(taken))
+                    raise MemoryError
+                return true(*args)
+
+            return fail
+
+        monkeypatch.setattr(model.vision, "forward", failing("vision", 1, see))
+        monkeypatch.setattr(model.text, "forward", failing("text", 2, decode))
+        assert outcome(engine.submit(many()[TARGET]).result(timeout=60)) == expected[TARGET]
+        assert len(held) == 2
+        wait_idle(engine)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("Triton Error [CUDA]: out of memory"), mdinfer.OutOfMemoryError),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), mdinfer.OutOfMemoryError),
+        (RuntimeError("shapes do not match"), mdinfer.RequestFailedError),
+    ],
+    ids=["triton", "cublas", "other"],
+)
+def test_what_counts_as_a_lack_of_memory(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load_engine("tiny-a") as engine:
+
+        def fail(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(engine._loop._runner.model.text, "forward", fail)
+        with pytest.raises(mdinfer.RequestFailedError) as caught:
+            engine.query(None, "?", max_tokens=2)
+        assert type(caught.value) is kind
         wait_idle(engine)
 
 

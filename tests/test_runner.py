@@ -43,9 +43,24 @@ def real_runner(*, graphs: bool = False) -> Any:
 
 
 def fixed_runner() -> Any:
-    """On fixed buffers."""
+    """On fixed buffers: every step that only decodes, without log-probabilities, and every vision pass."""
     runner = real_runner(graphs=True)
     runner.record_graphs(progress=False)
+    launch, graphs = runner.launch, runner._decode
+    runs, run = list[StepPlan](), graphs.run
+
+    def noting(plan: StepPlan, needs: Any) -> Any:
+        runs.append(plan)
+        return run(plan, needs)
+
+    def checked(plan: StepPlan, **options: Any) -> Any:
+        runs.clear()
+        flight = launch(plan, **options)
+        wanted = [chunk.sequence.sampling.logprobs for chunk in plan.decode]
+        assert runs == ([plan] if not plan.prefill and not any(w is not None for w in wanted) else [])
+        return flight
+
+    graphs.run, runner.launch = noting, checked
     return runner
 
 
