@@ -23,6 +23,7 @@ class EncodedImage:
     height: int
     digest: bytes
     _features: torch.Tensor | None
+    _owner: object  # what only one engine has
 
     def features(self) -> torch.Tensor:
         """(positions, text dim) on the engine's device. Raises ImageError once closed."""

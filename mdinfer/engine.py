@@ -91,6 +91,7 @@ class Engine(SkillCalls):
         self.model_id, self.options, self.config = loaded.name, options, model.config
         self.max_context = min(loaded.max_context, pages * options.page_size)
         self._loaded = loaded
+        self._identity = object()
         with explained_shortage("the KV cache", model.device, "give kv_memory= a smaller size"):
             self._cache = KVCache.allocate(
                 text,
@@ -176,6 +177,8 @@ class Engine(SkillCalls):
                     while (handle := self._submitted(request)) is None:
                         await asyncio.sleep(_ROOM_SECONDS)
                     pending.append(handle)
+                    while pending and pending[0].done:
+                        _collect(pending, results, bar)
                 while pending:
                     await pending[0].aresult()
                     _collect(pending, results, bar)
@@ -192,7 +195,9 @@ class Engine(SkillCalls):
         crops = self._prepare(Picture(source=image)).crops
         assert crops is not None
         features = self._loop.encode(crops).result()
-        return EncodedImage(width=crops.width, height=crops.height, digest=crops.digest, _features=features)
+        return EncodedImage(
+            width=crops.width, height=crops.height, digest=crops.digest, _features=features, _owner=self._identity
+        )
 
     async def aencode_image(self, image: ImageInput) -> EncodedImage:
         return await asyncio.to_thread(self.encode_image, image)
@@ -210,6 +215,7 @@ class Engine(SkillCalls):
         picture that cannot be read, say) is raised by the handle.
         """
         self._check_alive()
+        self._check_room()  # before the work; and again after it
         check_text("namespace", namespace)
         check_integer("priority", priority, -(1 << 31), 1 << 31)
         if timeout is not None:
@@ -218,7 +224,7 @@ class Engine(SkillCalls):
         limit = self.max_context
         if len(compiled.prompt) >= limit:
             raise PromptTooLongError(len(compiled.prompt), limit)
-        compiled = replace(compiled, pictures=tuple(map(_snapshot, compiled.pictures)))
+        compiled = replace(compiled, pictures=tuple(map(self._snapshot, compiled.pictures)))
         handle = RequestHandle(self._cancel, self._forget)
         # One more than max_tokens for the token that closes a reasoning trace.
         most = min(limit, len(compiled.prompt) + compiled.max_tokens + 1)
@@ -236,11 +242,7 @@ class Engine(SkillCalls):
             eos_id=self.config.tokenizer.eos_id,
         )
         with self._room:
-            if len(self._tasks) >= self._most_tasks:
-                raise QueueFullError(
-                    f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
-                    "or load the engine with a larger max_queue"
-                )
+            self._check_room()
             self._tasks[handle] = task
         if timeout is not None:
             task.due = task.submitted + timeout
@@ -298,6 +300,13 @@ class Engine(SkillCalls):
         if not self._loop.healthy:
             raise self._loop.dead()
 
+    def _check_room(self) -> None:
+        if len(self._tasks) >= self._most_tasks:
+            raise QueueFullError(
+                f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
+                "or load the engine with a larger max_queue"
+            )
+
     def _submit_when_room(self, request: Request) -> RequestHandle:
         while (handle := self._submitted(request)) is None:
             with self._room:
@@ -311,6 +320,15 @@ class Engine(SkillCalls):
         except QueueFullError:
             return None
 
+    def _snapshot(self, picture: Picture) -> Picture:
+        """What the caller may change, or close, before it is read: a numpy picture, an encoded one."""
+        source = picture.source
+        if isinstance(source, np.ndarray):
+            return replace(picture, source=source.copy())
+        if isinstance(source, EncodedImage):
+            return replace(picture, source=replace(source, _features=self._encoded_features(source, picture.param)))
+        return picture
+
     def _refuse(self, task: Task) -> None:
         task.fail(self._loop.dead())
 
@@ -322,9 +340,10 @@ class Engine(SkillCalls):
                 task.sequence.pictures.append(self._prepare(picture, task.sequence.namespace))
         except MdinferError as error:
             task.fail(error)
-        except Exception as error:
+        except BaseException as error:  # what a caller's own object raises, too
             task.fail(RequestFailedError(f"reading an image failed with {type(error).__name__}"))
         else:
+            task.compiled = replace(task.compiled, pictures=())  # the sources may be large
             self._start(task)
 
     def _start(self, task: Task) -> None:
@@ -350,12 +369,13 @@ class Engine(SkillCalls):
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
         try:
-            features, model = image.features(), self._loaded.model
+            features = image.features()
         except ImageError as error:
             raise ImageError(str(error), param=param) from None
-        expected = (self.config.vision.positions, self.config.text.dim)
-        if features.shape != expected or features.dtype != model.dtype or features.device != model.device:
-            raise ImageError("this encoded image was made by an engine with another model", param=param)
+        if image._owner is not self._identity:
+            raise ImageError(
+                "this encoded image was made by another engine: encode the picture with this one", param=param
+            )
         return features
 
     def _cancel(self, handle: RequestHandle) -> None:
@@ -371,13 +391,6 @@ class Engine(SkillCalls):
             self._loop.forget(task)
             if not task.ready:
                 self._readers.discard(task)
-
-
-def _snapshot(picture: Picture) -> Picture:
-    """A copy of a numpy picture, for callers reuse their buffers and it is read later."""
-    if isinstance(picture.source, np.ndarray):
-        return replace(picture, source=picture.source.copy())
-    return picture
 
 
 def _bar(requests: Iterable[Request], progress: bool) -> tqdm[Any]:

@@ -42,6 +42,8 @@ class RequestHandle:
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end. Raises TimeoutError after `timeout` seconds; the request goes on."""
+        if timeout is not None and timeout >= threading.TIMEOUT_MAX:
+            timeout = None
         if not self._ended.wait(timeout):
             raise TimeoutError(f"no result within {timeout} s")
         return self._outcome()

@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -41,6 +41,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+_Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], None]]]
+
+
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
 
@@ -53,7 +56,8 @@ class EngineLoop:
         self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
         self._tasks: dict[Sequence, Task] = {}
         self._flights: deque[tuple[StepPlan, Flight]] = deque()
-        self._inbox: deque[tuple[Callable[[], None], Callable[[EngineDeadError], None]]] = deque()
+        self._inbox: _Box = deque()
+        self._encodes: _Box = deque()
         self._timed: dict[Task, float] = {}
         self._next_due = math.inf  # no task of `_timed` is due earlier
         self._wake = threading.Condition()
@@ -86,6 +90,8 @@ class EngineLoop:
             if not task.handle.done:
                 self._timed[task] = task.due
                 self._next_due = min(self._next_due, task.due)
+            if task.handle.done:  # meanwhile
+                self.forget(task)
 
         self._send(watch, task.fail)
 
@@ -94,7 +100,7 @@ class EngineLoop:
         self._timed.pop(task, None)
 
     def encode(self, picture: Crops) -> Future[torch.Tensor]:
-        """Features of a picture, made between two steps."""
+        """Features of a picture, made between two steps, one picture at a time."""
         done: Future[torch.Tensor] = Future()
 
         def work() -> None:
@@ -112,7 +118,7 @@ class EngineLoop:
                 self._encoded += 1
                 done.set_result(features)
 
-        self._send(work, done.set_exception)
+        self._send(work, done.set_exception, self._encodes)
         return done
 
     def stats(self) -> EngineStats:
@@ -138,7 +144,7 @@ class EngineLoop:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() not in (self._thread, self._teller.thread):  # which it waits for itself
             self._thread.join()
 
     def dead(self) -> EngineDeadError:
@@ -147,12 +153,17 @@ class EngineLoop:
             return EngineDeadError(f"the engine's loop failed ({type(self._death).__name__}): load the engine anew")
         return EngineDeadError("the engine is closed")
 
-    def _send(self, work: Callable[[], None], abandon: Callable[[EngineDeadError], None]) -> None:
+    def _send(
+        self,
+        work: Callable[[], None],
+        abandon: Callable[[EngineDeadError], None],
+        box: _Box | None = None,
+    ) -> None:
         """Have the loop's thread do `work`; if it never will, `abandon` hears why."""
         with self._wake:
             alive = not self._closing and self._death is None
             if alive:
-                self._inbox.append((work, abandon))
+                (self._inbox if box is None else box).append((work, abandon))
                 self._wake.notify()
         if not alive:
             abandon(self.dead())
@@ -178,32 +189,38 @@ class EngineLoop:
             with self._wake:
                 self._closing = True
             self._teller.close()
-            while self._inbox:
-                self._inbox.popleft()[1](self.dead())
+            for box in (self._inbox, self._encodes):
+                while box:
+                    box.popleft()[1](self.dead())
             for task in [*self._tasks.values(), *self._timed]:
                 task.fail(self.dead())
 
     def _receive(self) -> bool:
         """Handle all messages and what is due; wait for one where there is nothing to run. False once closing."""
         with self._wake:
-            while not (self._inbox or self._tasks or self._flights or self._closing):
+            while not (self._inbox or self._encodes or self._tasks or self._flights or self._closing):
                 wait = self._next_due - time.perf_counter()
                 if wait <= 0:
                     break
                 self._wake.wait(None if wait == math.inf else wait)
             if self._closing:
                 return False
-        while self._inbox:
-            work, abandon = self._inbox.popleft()
-            try:
-                work()
-            except BaseException as error:
-                self._death = error
-                abandon(self.dead())
-                raise
+        for _ in range(len(self._inbox)):
+            self._handle(self._inbox)
+        if self._encodes:  # one, for the vision tower takes its time
+            self._handle(self._encodes)
         if time.perf_counter() >= self._next_due:
             self._expire()
         return True
+
+    def _handle(self, box: _Box) -> None:
+        work, abandon = box.popleft()
+        try:
+            work()
+        except BaseException as error:
+            self._death = error
+            abandon(self.dead())
+            raise
 
     def _step(self) -> None:
         """Plan, launch, commit: with overlap, commit what was launched before."""
@@ -347,7 +364,7 @@ def _is_shortage(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     told = isinstance(error, RuntimeError) and not isinstance(error, torch.AcceleratorError)
-    return told and any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED"))
+    return told and any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED", "can't allocate memory"))
 
 
 def _free_memory() -> None:

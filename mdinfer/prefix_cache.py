@@ -40,6 +40,8 @@ class Hit:
 
 
 class _Node:
+    """A root's content is its namespace."""
+
     __slots__ = ("children", "content", "page", "parent", "partials", "queued", "used")
 
     def __init__(self, parent: _Node | None, content: bytes, page: int) -> None:
@@ -90,7 +92,7 @@ class PrefixCache:
         """
         self._clock += 1
         data, size, replaced = ids.tobytes(), self._page_bytes, False
-        path = [self._roots.setdefault(namespace, _Node(None, b"", -1))]
+        path = [self._roots.setdefault(namespace, _Node(None, namespace.encode(), -1))]
         for index in range(positions // self._pool.page_size):
             content = data[index * size : (index + 1) * size]
             child = path[-1].children.get(content)
@@ -183,7 +185,7 @@ class PrefixCache:
         if parent.leaf and parent.parent is not None:
             self._queue(parent)
         elif parent.leaf:
-            self._roots = {name: root for name, root in self._roots.items() if root is not parent}
+            del self._roots[parent.content.decode()]
 
 
 def _outside(positions: int, blocks: Iterable[tuple[int, int]]) -> int:

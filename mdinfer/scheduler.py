@@ -236,8 +236,8 @@ class Scheduler:
         sequence.pages, sequence.slot = [*hit.pages, *own], self._slots.pop()
         sequence.page_changes += 1
         sequence.planned = hit.positions
-        if not sequence.sampled:
-            sequence.cached = hit.positions
+        if not sequence.started:
+            sequence.started, sequence.cached = True, hit.positions
             self.prefix_queries += len(sequence.prompt) if self.cache is not None else 0
             self.prefix_hits += hit.positions
         insort(self.running, sequence, key=_RANK)

@@ -56,6 +56,7 @@ class Sequence:
     pages           in order of positions
     page_changes    counts the times when `pages` changed other than by growth at its end
     slot            in the batch, -1 while it does not run
+    started         it ran before
     ended           finished or removed: the scheduler has forgotten it
     """
 
@@ -77,6 +78,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_changes: int = 0
     slot: int = -1
+    started: bool = False
     ended: bool = False
 
     @property

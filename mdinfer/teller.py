@@ -23,8 +23,8 @@ class Teller:
     def __init__(self, finished: Callable[[Task], None], failed: Callable[[Task, RequestFailedError], None]) -> None:
         self._finished, self._failed = finished, failed
         self._queue = queue.SimpleQueue[list[News] | None]()
-        self._thread = threading.Thread(target=self._main, name="mdinfer-teller", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._main, name="mdinfer-teller", daemon=True)
+        self.thread.start()
 
     def tell(self, news: list[News]) -> None:
         self._queue.put(news)
@@ -32,8 +32,8 @@ class Teller:
     def close(self) -> None:
         """Return when all is told."""
         self._queue.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _main(self) -> None:
         while (news := self._queue.get()) is not None:

@@ -392,7 +392,7 @@ def test_a_closed_picture_in_a_conversation_is_blamed_by_its_place(engine_a: Eng
 
 
 def test_a_picture_of_another_model_is_refused(engine_a: Engine, engine_b: Engine) -> None:
-    with pytest.raises(mdinfer.ImageError, match="another model"):
+    with pytest.raises(mdinfer.ImageError, match="another engine"):
         engine_a.query(engine_b.encode_image(PICTURE), "cat?")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -371,3 +372,82 @@ def test_counts() -> None:
         assert stats.running == stats.waiting == 0
         assert stats.pages_free + stats.pages_cached == stats.pages_total
         assert stats.pages_cached > 0
+
+
+# What a caller may do
+
+
+def test_an_engine_dropped_in_the_middle_of_an_answer_goes_with_it() -> None:
+    """Its last reference ends on the thread that tells the answer."""
+    before = set(threading.enumerate())
+    engine = load_engine("tiny-a")
+    model = weakref.ref(engine._loop._runner.model)
+    handle = engine.submit(Query(question="cat?", temperature=0, max_tokens=60))
+    del engine
+    assert handle.result(timeout=30).token_ids
+    wait_for(lambda: gc.collect() >= 0 and model() is None, "the model is freed")
+    wait_for(lambda: not {t for t in set(threading.enumerate()) - before if t.is_alive()}, "the threads end")
+
+
+def test_requests_go_on_beside_pictures_encoded_without_pause() -> None:
+    """And deadlines pass."""
+    with load_engine("tiny-a") as engine:
+        stop = threading.Event()
+
+        def encode() -> None:
+            while not stop.is_set():
+                engine.encode_image(PICTURE).close()
+
+        threads = [threading.Thread(target=encode) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert engine.query(None, "cat?", temperature=0, max_tokens=4).token_ids
+            with pytest.raises(mdinfer.DeadlineError):
+                engine.submit(LONG, timeout=0.2).result(timeout=30)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        wait_idle(engine)
+
+
+def test_an_object_of_the_callers_that_breaks_out_fails_its_request(endless: Engine) -> None:
+    class Leaving:
+        def __fspath__(self) -> str:
+            raise SystemExit
+
+    with pytest.raises(mdinfer.RequestFailedError, match="SystemExit"):
+        endless.submit(Query(image=Leaving(), question="?")).result(timeout=10)
+    wait_idle(endless)
+
+
+def test_an_encoded_image_may_be_closed_once_its_request_is_submitted(endless: Engine) -> None:
+    with endless.encode_image(PICTURE) as image:
+        handle = endless.submit(Query(image=image, question="?", temperature=0, max_tokens=2))
+    assert len(handle.result(timeout=10).token_ids) == 2
+    with pytest.raises(mdinfer.ImageError, match="closed"):
+        endless.submit(Query(image=image, question="?"))
+
+
+def test_an_encoded_image_is_its_engines_own(endless: Engine) -> None:
+    with load_engine("tiny-a") as other:
+        image = other.encode_image(PICTURE)
+        with pytest.raises(mdinfer.ImageError, match="another engine"):
+            endless.submit(Query(image=image, question="?"))
+    wait_idle(endless)
+
+
+def test_the_first_error_of_many_cancels_the_rest(endless: Engine) -> None:
+    async def main() -> None:
+        await endless.agenerate([Query(image=b"no picture", question="?"), *[LONG] * 20])
+
+    with pytest.raises(mdinfer.ImageError):
+        asyncio.run(main())
+    wait_idle(endless)
+
+
+def test_a_wait_may_be_for_ever(endless: Engine) -> None:
+    short = Query(question="?", temperature=0, max_tokens=2)
+    for timeout in (float("inf"), 1e10):
+        assert endless.submit(short).result(timeout=timeout).token_ids

@@ -346,7 +346,7 @@ def test_a_picture_being_encoded_when_the_loop_fails_does_not_hang(
         monkeypatch.setattr(engine._loop._scheduler, "add", die)
         engine.submit(SHORT)
         thread.start()
-        wait_for(lambda: len(engine._loop._inbox) == 2, "both messages sent")
+        wait_for(lambda: len(engine._loop._inbox) == len(engine._loop._encodes) == 1, "both messages sent")
     thread.join(SOON)
     assert not thread.is_alive()
     assert found[0] is None or isinstance(found[0], mdinfer.MdinferError)

@@ -418,3 +418,14 @@ def test_a_step_can_be_done_over_one_by_one() -> None:
 def test_a_sequence_that_can_never_fit_is_the_callers_fault() -> None:
     with pytest.raises(AssertionError):
         Loop(pages=2).add(text(2, more=2 * PAGE))
+
+
+def test_a_prompt_is_looked_up_once_however_often_it_begins() -> None:
+    """Also where it is preempted before its first token."""
+    loop, one = Loop(prefill_tokens=PAGE), text(3 * PAGE)
+    loop.add(one)
+    loop.step()
+    loop.scheduler._preempt(one)
+    loop.run()
+    assert loop.answers[one]
+    assert loop.scheduler.prefix_queries == len(one.prompt)
