@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from mdinfer.server.settings import Settings
 
 OFF_LOOP_BYTES = 1 << 16
 MAX_VALUES = 100_000
+LEAST_RATE = 16_000  # bytes a second that a body must come with, once its body_timeout has passed
 _CHUNK = 1 << 18
 
 
@@ -90,11 +92,13 @@ async def _read(http: Request, settings: Settings) -> bytearray:
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
     data = bytearray()
+    begin = time.monotonic()
     while True:
+        overdue = begin + settings.body_timeout + len(data) / LEAST_RATE - time.monotonic()
         try:
-            message = await asyncio.wait_for(http.receive(), settings.body_timeout)
+            message = await asyncio.wait_for(http.receive(), min(settings.body_timeout, max(overdue, 0)))
         except asyncio.TimeoutError:
-            text = f"no bytes of the body arrived for {settings.body_timeout:g} s"
+            text = f"the body came too slowly: {len(data)} bytes in {time.monotonic() - begin:.0f} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
