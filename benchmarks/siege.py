@@ -4,8 +4,8 @@
     python -m benchmarks.siege --soak-minutes 10      # then ten minutes of load with one client in five leaving
     python -m benchmarks.siege --only uploads crowd
 
-Starts `mdinfer serve demo` and prints each figure beside its limit; the exit status is 1 if one is exceeded. Attacks are
-in siege_attacks.py. The limits are meant for a machine that does nothing else.
+Starts `mdinfer serve demo` and prints each figure beside its limit; the exit status is 1 if one is exceeded. The
+attacks are in siege_attacks.py. The limits are meant for a machine that does nothing else.
 """
 
 from __future__ import annotations
