@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ async def halves(target: Target, scale: float) -> list[Figure]:
     ]
 
 
-async def flood(target: Target, scale: float) -> list[Figure]:
+async def flood(target: Target, _: float) -> list[Figure]:
     """Bodies of 100 MB where 32 are allowed: announced, and in chunks."""
     statuses, before, peak = [], target.resident_mib(), 0.0
     for framing in ("Content-Length: 104857600\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n"):
@@ -132,7 +132,7 @@ async def flood(target: Target, scale: float) -> list[Figure]:
         if "chunked" in framing:
             piece = b"100000\r\n" + piece + b"\r\n"
         with suppress(ConnectionError):
-            for _ in range(int(100 * scale)):
+            for _ in range(100):
                 writer.write(piece)
                 await writer.drain()
                 peak = max(peak, target.resident_mib())
@@ -267,7 +267,7 @@ async def gauge(target: Target, name: str) -> float:
     return 0.0
 
 
-ATTACKS: dict[str, Callable[[Target, float], Awaitable[list[Figure]]]] = {
+ATTACKS: dict[str, Callable[[Target, float], Coroutine[Any, Any, list[Figure]]]] = {
     "mutations": mutations,
     "uploads": uploads,
     "flood": flood,

@@ -24,6 +24,7 @@ from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75
+SWITCH_SECONDS = 0.001  # a fifth of Python's: the event loop waits less for threads that decode images
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
@@ -34,6 +35,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     loaded. Raises ConfigError for an address that cannot be bound.
     """
     log_to_stderr(log_level, log_format)
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = listen(settings)
     url = url_of(settings, listener)
     failures: list[BaseException] = []

@@ -135,7 +135,7 @@ def test_what_is_not_http(impatient: Live, data: bytes) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
-    paths = ["/health", "/nope", "/version"] * 20
+    paths = ["/health", "/nope", "/version"] * 33
     requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths]
     last = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = talk(live, b"".join(requests) + last)

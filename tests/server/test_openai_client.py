@@ -30,9 +30,9 @@ RETRIES = [
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
-def real_engine() -> ServingEngine:
+def real_engine(**options: Any) -> ServingEngine:
     checkpoint = GOLDEN / "checkpoints" / "tiny-a"
-    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False, **options)
     return cast(ServingEngine, engine)
 
 
