@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+import prometheus_client
 import uvicorn
 
 from mdinfer import __version__
@@ -36,6 +37,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     """
     log_to_stderr(log_level, log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
+    prometheus_client.disable_created_metrics()  # a second series beside each counter, when it was made
     listener = listen(settings)
     url = url_of(settings, listener)
     failures: list[BaseException] = []
