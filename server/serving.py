@@ -37,7 +37,8 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     """
     log_to_stderr(log_level, log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    prometheus_client.disable_created_metrics()  # a second series beside each counter, when it was made
+    # When each counter was made: a second series beside every one.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     listener = listen(settings)
     url = url_of(settings, listener)
     failures: list[BaseException] = []
