@@ -129,6 +129,7 @@ async def server(kind: str, step_s: float = 0.0) -> AsyncIterator[str]:
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, kind, step_s), daemon=True)
     process.start()
+    theirs.close()
     try:
         yield f"http://127.0.0.1:{await asyncio.to_thread(ours.recv)}"
     finally:

@@ -54,7 +54,7 @@ class GraphPool:
     def __init__(self, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.handle = torch.cuda.graph_pool_handle() if cuda else None
-        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]  # torch types no __init__
 
 
 class Mode(NamedTuple):

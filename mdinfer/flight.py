@@ -74,7 +74,7 @@ class Flight:
 
 
 def _event(*, timed: bool) -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]  # torch types no __init__
 
 
 def _host_copies(chosen: Sampled, values: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """The command line and the OpenAI-compatible HTTP server: thin over the engine.
 
-`create_app(engine, settings)` is the ASGI application, for a host of your own; it leaves the engine open.
+`create_app(engine, settings)` is the ASGI application, for a host of your own; an engine given to it stays open.
 """
 
 from typing import TYPE_CHECKING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -10,22 +11,24 @@ import numpy as np
 from starlette.requests import Request
 
 from mdinfer.server.errors import ApiError, ClientGone, bad_request
+from mdinfer.server.service import Service
 from mdinfer.server.settings import Settings
 
 OFF_LOOP_BYTES = 1 << 16
 MAX_VALUES = 100_000
+LEAST_RATE = 16_000  # bytes a second that a body must come with, once its body_timeout has passed
 _CHUNK = 1 << 18
 
 
-async def read_object(http: Request, settings: Settings, *, bulk: str | None = None) -> dict[str, Any]:
+async def read_object(http: Request, service: Service, *, bulk: str | None = None) -> dict[str, Any]:
     """The body as a JSON object. Raises ApiError 400, 408, 413 or 415, or ClientGone.
 
     bulk names the field to blame where the body holds too many values.
     """
     _check_headers(http)
-    data = await _read(http, settings)
+    data = await _read(http, service.settings)
     if len(data) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(_decode_large, data, bulk)
+        return await asyncio.get_running_loop().run_in_executor(service.decoder, _decode_large, data, bulk)
     return decode_object(data)
 
 
@@ -57,8 +60,11 @@ def _decode_large(data: bytearray, bulk: str | None) -> dict[str, Any]:
 def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
     """Whether JSON holds more than `limit` commas and opening brackets outside of its strings.
 
-    Nearly all of the work is numpy's, which lets other threads run.
+    Base64 has none of them, so that nearly always they can be counted wherever they stand. Nearly all of the rest is
+    numpy's work, which lets other threads run.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) <= limit:
+        return False
     count, within, rest = 0, 0, b""
     for start in range(0, len(data), _CHUNK):
         text = (rest + data[start : start + _CHUNK]).replace(b"\\\\", b"")
@@ -90,11 +96,13 @@ async def _read(http: Request, settings: Settings) -> bytearray:
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
     data = bytearray()
+    begin = time.monotonic()
     while True:
+        overdue = begin + settings.body_timeout + len(data) / LEAST_RATE - time.monotonic()
         try:
-            message = await asyncio.wait_for(http.receive(), settings.body_timeout)
+            message = await asyncio.wait_for(http.receive(), min(settings.body_timeout, max(overdue, 0)))
         except asyncio.TimeoutError:
-            text = f"no bytes of the body arrived for {settings.body_timeout:g} s"
+            text = f"the body came too slowly: {len(data)} bytes in {time.monotonic() - begin:.0f} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientGone

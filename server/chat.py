@@ -31,7 +31,7 @@ LEAST_LOGPROB = -9999.0
 async def chat_completions(http: Request) -> Response:
     service = service_of(http)
     _ = service.engine  # refuse before the body is read while there is no engine
-    fields = await read_object(http, service.settings, bulk="messages")
+    fields = await read_object(http, service, bulk="messages")
     check_unsupported(fields)
     check_count(fields.get("messages"))
     body = parse(ChatBody, fields)

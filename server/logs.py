@@ -27,9 +27,11 @@ class TextFormatter(logging.Formatter):
         super().__init__(_PLAIN)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = bounded(super().format(record))
-        request_id = request_id_in_log.get()
-        return f"{text} {request_id}" if request_id and not record.exc_info else text
+        return bounded(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The first line, which ends in the request's id; a traceback follows it."""
+        return " ".join(filter(None, (super().formatMessage(record), request_id_in_log.get())))
 
 
 class JsonFormatter(logging.Formatter):

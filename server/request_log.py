@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -39,6 +40,9 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, labelled)
+        except asyncio.CancelledError:  # how some ASGI servers say that the client has left
+            call.client_left = True
+            raise
         except Exception as error:
             failure = api_error(error)
             if status:  # too late for another answer: closing the connection is the only honest end

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 from starlette.requests import Request
@@ -33,6 +34,8 @@ class Service:
         self.running: set[Work] = set()
         self.metrics = ServerMetrics(self._statistics)
         self.on_load_failure: Callable[[BaseException], None] = log_load_failure
+        # One thread: several that decode at once would keep the event loop waiting for the interpreter.
+        self.decoder = ThreadPoolExecutor(1, thread_name_prefix="mdinfer-json")
         self._source = source
         self._loaded: ServingEngine | None = None if callable(source) else source
         self._abandoned = False
@@ -54,6 +57,7 @@ class Service:
     def close(self) -> None:
         """Close the engine if it was loaded here."""
         self.draining = self._abandoned = True
+        self.decoder.shutdown(wait=False)
         if callable(self._source) and self._loaded is not None:
             self._loaded.close()
 

@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+import prometheus_client
 import uvicorn
 
 from mdinfer import __version__
@@ -24,7 +25,9 @@ from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75
-SWITCH_SECONDS = 0.0005  # a busy thread lets the engine's go on after so long; by Python's default after 5 ms, a step
+SWITCH_SECONDS = (
+    0.0005  # a busy thread lets the engine's and the event loop's go on after so long; by default 5 ms, a step
+)
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
@@ -35,6 +38,8 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     loaded. Raises ConfigError for an address that cannot be bound.
     """
     log_to_stderr(log_level, log_format)
+    # When each counter was made: a second series beside every one.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
     listener = listen(settings)
     url = url_of(settings, listener)
     failures: list[BaseException] = []

@@ -22,7 +22,7 @@ class Settings:
     max_images       images that one request may carry
     cors_origins     origins whose pages may call the server; empty: no CORS headers at all
     request_timeout  seconds from a request's arrival to its last token, or None
-    body_timeout     seconds that a request's body or headers may make no progress
+    body_timeout     seconds that a request's body may make no progress, and after which it must come at some speed
     drain_timeout    seconds that running requests get to finish when the server stops
     ping_interval    seconds of silence after which a stream carries a comment line
     reasoning_alias  a second name under which the reasoning trace is sent, such as "reasoning_content"

@@ -78,7 +78,7 @@ async def _object_request(http: HttpRequest, kind: Callable[..., Detect | Point]
 async def _read(http: HttpRequest, kind: type[T]) -> T:
     service = service_of(http)
     _ = service.engine  # refuse before the body is read while there is no engine
-    fields = await read_object(http, service.settings)
+    fields = await read_object(http, service)
     body = parse(kind, fields)
     log_unknown(kind, fields)
     return body

@@ -23,8 +23,8 @@ def document(parser: argparse.ArgumentParser) -> None:
 def apply(parser: argparse.ArgumentParser, args: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """Fill in what the command line left out (None, or False for a switch). Raises ConfigError."""
     for action in _options(parser):
-        text = environment.get(variable(action))
-        if text and getattr(args, action.dest) in (None, False):
+        text, stated = environment.get(variable(action)), getattr(args, action.dest)
+        if text and (stated is None or stated is False):  # 0 is stated
             setattr(args, action.dest, _value(action, text))
 
 

@@ -13,7 +13,8 @@ from tests.server.live_server import Live, error_of, live_server
 
 KEY = "sk-first"
 LOCKED = ["/v1/models", "/v1/models/moondream3-preview", "/v1/chat/completions", "/v1/query", "/v1/nope", "/"]
-OPEN = ["/health", "/ready", "/version"]
+LOCKED += ["/v1/caption", "/v1/detect", "/v1/point", "/health/", "//health", "/docs", "/metrics/"]
+OPEN = ["/health", "/ready", "/version", "/metrics", "/openapi.json"]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,11 @@ def test_each_key_has_a_namespace_of_its_own(locked: Live) -> None:
     assert all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in (first, second))
     digests = {digest(key.encode()).hexdigest() for key in (KEY, "second") for digest in (hashlib.sha256, hashlib.md5)}
     assert not {first, second} & digests, "a plain digest of a short key can be guessed"
+
+
+def test_every_route_is_either_open_or_locked(locked: Live) -> None:
+    paths = locked.http.get("/openapi.json").json()["paths"]
+    assert {path.replace("{model}", "moondream3-preview") for path in paths} <= {*LOCKED, *OPEN}
 
 
 def bearer(key: str) -> dict[str, str]:

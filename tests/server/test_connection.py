@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mdinfer.server import connection
+from mdinfer.server import body, connection
 from tests.server.fake_engine import FakeEngine, Script
 from tests.server.live_server import MODEL, Live, live_server, wait_until
 
@@ -28,11 +28,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
 def test_a_reader_that_stops_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "READER_SECONDS", 1.0)
     engine = FakeEngine(Script(text=["x" * 10_000] * 3000))
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
+    question = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
     with live_server(engine) as live, socket.socket() as wire:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.connect(("127.0.0.1", live.port))
-        wire.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wire.sendall(POST + f"Content-Length: {len(question)}\r\n\r\n".encode() + question)
         wait_until(lambda: bool(engine.handles))
         buffered = 0
         end = time.monotonic() + 0.7
@@ -82,6 +82,26 @@ def test_unfinished_body(impatient: Live, framing: bytes) -> None:
     assert b"body_timeout" in answer
 
 
+def test_a_body_that_drips(impatient: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some bytes now and then are progress, but not enough."""
+    monkeypatch.setattr(body, "LEAST_RATE", 1000)
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=5) as wire:
+        wire.sendall(POST + b"Content-Length: 900\r\n\r\n")
+        wire.settimeout(0.05)
+        answer = b""
+        for _ in range(60):
+            try:
+                wire.sendall(b" ")
+                if not (piece := wire.recv(65536)):
+                    break
+                answer += piece
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
 def test_a_refused_body_is_not_read_for_ever(impatient: Live) -> None:
     with socket.create_connection(("127.0.0.1", impatient.port), timeout=5) as wire:
         wire.sendall(POST + b"Content-Length: 100000000\r\n\r\n")
@@ -108,14 +128,14 @@ def test_a_refused_body_is_not_read_for_ever(impatient: Live) -> None:
     ids=["nonsense", "tls", "two lengths", "negative length", "no host", "large header"],
 )
 def test_what_is_not_http(impatient: Live, data: bytes) -> None:
-    head, _, body = talk(impatient, data).partition(b"\r\n\r\n")
+    head, _, answer = talk(impatient, data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"x-request-id" in head
-    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
 
 
 def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
-    paths = ["/health", "/nope", "/version"] * 20
+    paths = ["/health", "/nope", "/version"] * 33
     requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths]
     last = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = talk(live, b"".join(requests) + last)

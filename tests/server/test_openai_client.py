@@ -27,11 +27,12 @@ RETRIES = [
     (ImageError("bad"), 400, 1),
 ]
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
+ONLY_REAL = pytest.mark.parametrize("engine", ["tiny-a"], indirect=True)  # a fake has no context and reads no pictures
 
 
-def real_engine() -> ServingEngine:
+def real_engine(**options: Any) -> ServingEngine:
     checkpoint = GOLDEN / "checkpoints" / "tiny-a"
-    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False)
+    engine = Engine.load(checkpoint, device="cpu", dtype="float32", kv_memory="64MiB", progress=False, **options)
     return cast(ServingEngine, engine)
 
 
@@ -187,17 +188,15 @@ def test_async_client(served: Live, engine: ServingEngine) -> None:
     assert asyncio.run(ask()) == (text, [text] * 6)
 
 
-def test_prompt_too_long(client: openai.OpenAI, engine: ServingEngine) -> None:
-    if isinstance(engine, FakeEngine):
-        pytest.skip("a fake has no context")
+@ONLY_REAL
+def test_prompt_too_long(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         create(client, [{"role": "user", "content": "x " * 50_000}])
     assert caught.value.code == "context_length_exceeded"
 
 
+@ONLY_REAL
 def test_a_bad_picture_fails_alone(client: openai.OpenAI, engine: ServingEngine) -> None:
-    if isinstance(engine, FakeEngine):
-        pytest.skip("a fake reads no pictures")
     good: list[Any] = []
     thread = threading.Thread(target=lambda: good.append(create(client, QUESTION)))
     thread.start()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -16,61 +18,8 @@ from mdinfer.request import Chat
 from mdinfer.server.body import holds_more_values
 from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import MODEL, Live, error_of, live_server, wait_until
+from tests.server.mutation import mutated
 from tests.server.test_openai_client import real_engine
-
-JUNK: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1 << 31,
-    1 << 63,
-    1 << 70,
-    1e308,
-    -0.0,
-    "",
-    "x" * 5000,
-    "\x00",
-    "🌙",
-    [],
-    {},
-]
-JUNK += [[[]], [None], {"": None}, {"type": "text"}, {"type": ["text"]}, {"url": "file:///etc/passwd"}, ["data:,"]]
-
-
-def mutated(seed: int, data_url: str) -> bytes:
-    """A good request with one to three faults: a value replaced, removed or wrapped, or bytes damaged."""
-    rng = random.Random(seed)
-    parts = [{"type": "image_url", "image_url": {"url": data_url}}, {"type": "text", "text": "What?"}]
-    body: dict[str, Any] = {
-        "model": MODEL,
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
-        "temperature": 0.5,
-        "max_tokens": 5,
-        "stop": ["a"],
-        "stream": rng.random() < 0.5,
-        "n": 1,
-        "reasoning": {"effort": "low"},
-    }
-    for _ in range(rng.randint(1, 3)):
-        owner, key = rng.choice(list(places(body)))
-        if rng.random() < 0.2:
-            del owner[key]
-        else:
-            owner[key] = rng.choice([*JUNK, [owner[key]]])
-    text = bytearray(json.dumps(body).encode())
-    for _ in range(rng.choice([0, 0, 0, 1, 5])):
-        text[rng.randrange(len(text))] = rng.randrange(256)
-    return bytes(text)
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) below a value."""
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
-    for key in keys:
-        yield value, key
-        yield from places(value[key])
 
 
 def test_mutated_requests_never_break_anything(live: Live, fake: FakeEngine, data_url: str) -> None:
@@ -117,15 +66,86 @@ async def _leave(url: str, rng: random.Random) -> None:
             except httpx.TransportError:
                 return
 
-    await asyncio.gather(*map(visit, range(60)))
+    for start in range(0, 400, 50):
+        await asyncio.gather(*map(visit, range(start, start + 50)))
+
+
+def test_ten_times_as_many_as_fit() -> None:
+    """Those beyond what runs and waits are told to come back; the accepted ones get the answer they get alone."""
+    engine = real_engine(max_batch_size=2, max_queue=2)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 60}
+
+    async def ask(http: httpx.AsyncClient) -> httpx.Response:
+        return await http.post("/v1/chat/completions", json=body)
+
+    async def crowd(url: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            return list(await asyncio.gather(*(ask(http) for _ in range(40))))
+
+    with live_server(engine) as live:
+        alone = live.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+        responses = asyncio.run(crowd(live.url))
+        accepted = [response for response in responses if response.status_code == 200]
+        refused = [response for response in responses if response.status_code == 429]
+        assert len(accepted) >= 4
+        assert len(refused) >= 1
+        assert len(accepted) + len(refused) == 40
+        assert all(response.headers["retry-after"] == "1" for response in refused)
+        assert all(response.json()["choices"][0]["message"] == alone for response in accepted)
+        assert not live.service.running
+        assert live.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"] == alone
+    engine.close()
+
+
+def png(width: int, height: int) -> bytes:
+    """The start of a PNG of that size, and one byte of its pixels."""
+
+    def block(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", zlib.compress(b"\0")) + block(b"IEND", b"")
+
+
+REFUSED_PICTURES = {
+    "bomb": png(50_000, 50_000),
+    "13370 squared": png(13_370, 13_370),
+    "1 x 60M": png(1, 60_000_000),
+    "cut": png(100, 100),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "html": b"<!doctype html><html></html>",
+    "tiff": b"II*\0" + bytes(100),
+    "pdf": b"%PDF-1.7\n" + bytes(100),
+    "psd": b"8BPS\0\1" + bytes(100),
+    "fits": b"SIMPLE  =                    T" + bytes(2850),
+    "bytes": bytes(range(256)) * 4,
+}
+
+
+def test_pictures_that_are_refused() -> None:
+    engine = real_engine()
+    with live_server(engine) as live:
+        for name, data in REFUSED_PICTURES.items():
+            url = "data:image/png;base64," + base64.b64encode(data).decode()
+            begin = resident()
+            content = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": url}}]
+            response = live.chat(messages=[{"role": "user", "content": content}])
+            assert response.status_code == 400, name
+            error = error_of(response)
+            assert (error["code"], error["param"]) == ("invalid_image", "messages.0.content.1.image_url")
+            skill = live.http.post("/v1/caption", json={"image_url": url})
+            assert (skill.status_code, error_of(skill)["param"]) == (400, "image_url"), name
+            assert resident() - begin < 200 << 20, name
+        assert live.chat(max_tokens=2).status_code == 200
+    engine.close()
 
 
 def test_values_are_counted_outside_of_strings() -> None:
-    text = json.dumps(['[{,"\\', {"a": "\\\\"}, "\\" * 7, '"' * 9, [1, 2], {}])
+    text = json.dumps(["," * 99, '[{,"\\', {"a": "\\\\"}, "\\" * 7, '"' * 9, [1, 2], {}])
     for padding in range(40):  # every place where a chunk's border can fall
         data = (" " * ((1 << 18) - padding) + text).encode()
-        assert holds_more_values(data, 9)
-        assert not holds_more_values(data, 10)
+        assert holds_more_values(data, 10)
+        assert not holds_more_values(data, 11)
 
 
 def test_a_body_of_tiny_values_is_refused_before_it_is_built() -> None:

@@ -198,6 +198,12 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
     }
 
 
+def test_a_zero_on_the_command_line_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDINFER_PORT", "81")
+    _, _, settings = arguments_of_serve(monkeypatch, ["--port", "0"])["args"]
+    assert settings.port == 0
+
+
 def help_of_serve() -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mdinfer.server.cli", "serve", "--help"],

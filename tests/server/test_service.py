@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import threading
 from typing import Any
 
-import httpx
 import pytest
 
-from mdinfer import server
 from mdinfer.errors import CheckpointError
 from tests.server.fake_engine import FakeEngine, Script
 from tests.server.live_server import Live, error_of, events_of, live_server, wait_until
@@ -109,20 +106,3 @@ def test_no_new_requests_while_draining(live: Live) -> None:
         check_unavailable(live, "shutting_down")
     finally:
         live.service.draining = False
-
-
-def test_the_app_in_a_host_of_ones_own() -> None:
-    """Under the names that users see, without a server: through the ASGI protocol alone."""
-    engine = FakeEngine()
-    app = server.create_app(engine, server.Settings(model_names=("mine",)))
-
-    async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
-            messages = [{"role": "user", "content": "hi"}]
-            return await client.post("/v1/chat/completions", json={"model": "mine", "messages": messages})
-
-    response = asyncio.run(main())
-    assert response.json()["choices"][0]["message"]["content"] == "".join(Script().text)
-    with pytest.raises(AttributeError, match="nothing"):
-        server.nothing  # noqa: B018

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm"
 
 @pytest.fixture(scope="module")
 def installed(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the scripts and their packages, kept from run to run where pytest keeps anything."""
-    cache = getattr(pytestconfig, "cache", None)
-    folder = tmp_path_factory.mktemp("node-clients") if cache is None else cache.mkdir("node-clients")
+    """A folder with the scripts and their packages, kept from run to run where pytest keeps a cache."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    folder = cache.mkdir("node-clients") if cache else tmp_path_factory.mktemp("node-clients")
     changed = not (folder / "node_modules").exists()
     for source in SOURCES.iterdir():
         target = folder / source.name

@@ -1,0 +1,50 @@
+"""How long /health takes, watched from a process of its own: a load generator's own work must not count."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection as Pipe
+
+from benchmarks.http_client import Connection
+
+PAUSE = 0.005
+
+
+@asynccontextmanager
+async def watched(url: str) -> AsyncIterator[list[float]]:
+    """Milliseconds of each GET /health during the block; the list is filled at its end."""
+    times: list[float] = []
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_watch, args=(theirs, url), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        await asyncio.to_thread(ours.recv)  # it has begun
+        yield times
+        ours.send("end")
+        times += await asyncio.to_thread(ours.recv)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _watch(pipe: Pipe, url: str) -> None:
+    pipe.send("begun")
+    pipe.send(asyncio.run(_health(pipe, url)))
+
+
+async def _health(pipe: Pipe, url: str) -> list[float]:
+    times = []
+    async with Connection(url) as connection:
+        while not pipe.poll():
+            begin = time.perf_counter()
+            await connection.request("GET", "/health")
+            await connection.body()
+            times.append((time.perf_counter() - begin) * 1e3)
+            await asyncio.sleep(PAUSE)
+    return times
