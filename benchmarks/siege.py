@@ -47,8 +47,10 @@ def served() -> Iterator[Target]:
     )
     try:
         assert process.stderr is not None
-        found = re.search(r"listening on http://[^:]+:(\d+)", process.stderr.readline())
-        assert found, "the server did not start"
+        line = process.stderr.readline()
+        found = re.search(r"listening on http://[^:]+:(\d+)", line)
+        if not found:
+            raise SystemExit(f"the server did not start: {line}{process.stderr.read()}")
         target = Target(int(found[1]), process.pid)
         asyncio.run(_until_ready(target))
         yield target

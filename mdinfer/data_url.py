@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _SPACE = b" \t\n\v\f\r"
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _CHUNK = 1 << 20  # characters percent-decoded at a time, which bounds the temporary arrays
+_PIECE = 1 << 15  # characters decoded at a time: each holds the interpreter, for a tenth of a millisecond
+_PIECE = 1 << 18  # characters decoded at a time: under a millisecond
 
 _HEX = np.full(256, 255, np.uint8)
 _HEX[list(b"0123456789abcdef")] = range(16)
@@ -46,27 +49,39 @@ def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
     if comma < 0 or _BASE64_LABEL.search(url, scheme.end(), comma) is None:
         raise ImageError(f'the data: URL has no ";base64," before its payload: {_REMEDY}', param=param)
     try:
-        payload = url[comma + 1 :].encode("ascii")
-        return _decode_base64(_decode_percent(payload) if b"%" in payload else payload)
+        if "%" in url:
+            payload = _decode_percent(url[comma + 1 :].encode("ascii"))
+            return _decode_base64(payload[i : i + _PIECE] for i in range(0, len(payload), _PIECE))
+        starts = range(comma + 1, len(url), _PIECE)
+        return _decode_base64(url[i : i + _PIECE].encode("ascii") for i in starts)
     except ValueError as error:
         reason = "a character outside ASCII" if isinstance(error, UnicodeError) else str(error)
         raise ImageError(f"the payload of the data: URL is not base64: it has {reason}", param=param) from None
 
 
-def _decode_base64(payload: bytes) -> bytes:
+def _decode_base64(pieces: Iterable[bytes]) -> bytes:
     """Raises ValueError, its text in our own words, where `base64.b64decode` would drop junk silently."""
-    digits = payload.translate(_STANDARD, delete=_SPACE)
-    padded = len(digits)
-    digits = digits.rstrip(b"=")
-    if not digits:
+    parts, rest, count, padding = [], b"", 0, 0
+    for piece in pieces:
+        others = piece.translate(None, delete=_ALPHABET)
+        padded = piece.translate(_STANDARD, delete=_SPACE) if others else piece
+        digits = padded.rstrip(b"=")
+        if digits and (padding or (others and digits.translate(None, delete=_ALPHABET))):
+            raise ValueError("a character outside the base64 alphabet")
+        padding += len(padded) - len(digits)
+        count += len(digits)
+        digits = rest + digits
+        whole = len(digits) // 4 * 4
+        parts.append(base64.b64decode(digits[:whole]))
+        rest = digits[whole:]
+    if not count:
         raise ValueError("no data")
-    if padded - len(digits) > 2:
+    if padding > 2:
         raise ValueError("more than two padding characters")
-    if digits.translate(None, delete=_ALPHABET):
-        raise ValueError("a character outside the base64 alphabet")
-    if len(digits) % 4 == 1:
-        raise ValueError(f"an impossible length of {len(digits)} digits: it was cut short")
-    return base64.b64decode(digits + b"=" * (-len(digits) % 4))
+    if len(rest) == 1:
+        raise ValueError(f"an impossible length of {count} digits: it was cut short")
+    parts.append(base64.b64decode(rest + b"=" * (-len(rest) % 4)))
+    return b"".join(parts)
 
 
 def _decode_percent(payload: bytes) -> bytes:

@@ -60,13 +60,14 @@ def _decode_large(data: bytearray, bulk: str | None) -> dict[str, Any]:
 def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
     """Whether JSON holds more than `limit` commas and opening brackets outside of its strings.
 
-    Base64 has none of them, so that nearly always they can be counted wherever they stand. Nearly all of the rest is
-    numpy's work, which lets other threads run.
+    Base64 has none of them, so that nearly always they can be counted wherever they stand. Piece by piece, or by numpy,
+    so that other threads can run.
     """
-    if sum(map(data.count, (b",", b"[", b"{"))) <= limit:
+    starts = range(0, len(data), _CHUNK)
+    if sum(data.count(mark, start, start + _CHUNK) for start in starts for mark in (b",", b"[", b"{")) <= limit:
         return False
     count, within, rest = 0, 0, b""
-    for start in range(0, len(data), _CHUNK):
+    for start in starts:
         text = (rest + data[start : start + _CHUNK]).replace(b"\\\\", b"")
         rest = b"\\" if text.endswith(b"\\") else b""  # it escapes the next chunk's first character
         characters = np.frombuffer(text.replace(b'\\"', b""), np.uint8)

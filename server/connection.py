@@ -16,7 +16,6 @@ from mdinfer.server.errors import bad_request
 HEADER_SECONDS = 20.0
 DISCARD_SECONDS = 20.0
 READER_SECONDS = 60.0
-READ_BYTES = 1 << 16  # a quarter of asyncio's: with many uploads the loop comes round sooner
 
 
 class Connection(H11Protocol):
@@ -33,7 +32,6 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own transports
         self._arm("headers", HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -25,9 +25,8 @@ from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75
-SWITCH_SECONDS = (
-    0.0005  # a busy thread lets the engine's and the event loop's go on after so long; by default 5 ms, a step
-)
+# A busy thread lets the engine's and the event loop's go on after so long; by Python's default after 5 ms.
+SWITCH_SECONDS = 0.0001
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
