@@ -102,7 +102,8 @@ class Engine(SkillCalls):
             )
         self._context = Context(config=model.config, tokenizer=loaded.tokenizer, max_context=self.max_context)
         threads = options.image_threads or min(16, os.cpu_count() or 1)
-        self._readers: ReaderPool[Task] = ReaderPool(threads)
+        # As many as may be admitted at once, and those that are read meanwhile.
+        self._readers: ReaderPool[Task] = ReaderPool(threads, options.max_batch_size + threads)
         runner = Runner(
             model,
             self._cache,
@@ -125,7 +126,14 @@ class Engine(SkillCalls):
         overlap = on_gpu if options.overlap == "auto" else options.overlap
         remedy = "give kv_memory= a smaller size, or cuda_graphs=False"
         with explained_shortage("the CUDA graphs", model.device, remedy) if graphs else nullcontext():
-            self._loop = EngineLoop(scheduler, runner, self._pictures, overlap=overlap, progress=options.progress)
+            self._loop = EngineLoop(
+                scheduler,
+                runner,
+                self._pictures,
+                overlap=overlap,
+                progress=options.progress,
+                admitted=self._readers.release,
+            )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -248,7 +256,7 @@ class Engine(SkillCalls):
             task.due = task.submitted + timeout
             self._loop.watch(task)
         if compiled.pictures:
-            self._readers.submit(task, self._read_pictures, self._refuse)
+            self._readers.submit(task, task.sequence.rank, self._read_pictures, self._refuse)
         else:
             self._start(task)
         return handle
@@ -389,8 +397,7 @@ class Engine(SkillCalls):
             self._room.notify()
         if task is not None:
             self._loop.forget(task)
-            if not task.ready:
-                self._readers.discard(task)
+            self._readers.release(task)
 
 
 def _bar(requests: Iterable[Request], progress: bool) -> tqdm[Any]:

@@ -46,14 +46,23 @@ _Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], No
 
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
+    `admitted` hears of each task when it first runs.
 
     Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, pictures: PictureStore, *, overlap: bool, progress: bool = False
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        pictures: PictureStore,
+        *,
+        overlap: bool,
+        progress: bool = False,
+        admitted: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
+        self._admitted = admitted
         self._tasks: dict[Sequence, Task] = {}
         self._flights: deque[tuple[StepPlan, Flight]] = deque()
         self._inbox: _Box = deque()
@@ -232,7 +241,10 @@ class EngineLoop:
 
     def _launch(self, plan: StepPlan) -> None:
         for chunk in plan.prefill:
-            self._tasks[chunk.sequence].admit()
+            task = self._tasks[chunk.sequence]
+            if not task.admitted:
+                task.admit()
+                self._admitted(task)
         flight = self._begin(plan)
         if flight is None:  # handled out here: an error in hand holds the tensors of the step that failed
             self._run_singly(plan)

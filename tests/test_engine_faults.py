@@ -101,6 +101,31 @@ def test_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest
     assert [len(sequence.pictures) for sequence in added] == [0]  # the cancelled one never took a step
 
 
+def test_pictures_are_read_no_further_ahead_than_they_may_be_needed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a slot is as small as it was asked: crops are many times as large as a file."""
+    read = list[object]()
+
+    def counting(*args: Any, **options: Any) -> Any:
+        read.append(args)
+        return open_picture(*args, **options)
+
+    monkeypatch.setattr("mdinfer.engine.open_picture", counting)
+    with held(engine) as gate:
+        handles = [engine.submit(Query(image=PICTURE, question="cat?", max_tokens=2)) for _ in range(8)]
+        assert gate.reached.wait(SOON)
+        wait_for(lambda: len(read) == 3, "one that runs, one for the slot, one for the thread")
+        handles[5].cancel()
+        time.sleep(0.05)
+        assert len(read) == 3
+    assert_cancelled(handles.pop(5))
+    for handle in handles:
+        handle.result(timeout=SOON)
+    wait_idle(engine)
+    assert not engine._readers._held
+
+
 def test_cancelled_while_waiting_for_a_slot(engine: Engine) -> None:
     running, waiting = engine.submit(LONG), engine.submit(SHORT)
     next(iter(running))
