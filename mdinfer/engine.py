@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ from mdinfer.skill_calls import SkillCalls
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
 from mdinfer.task import Task
+from mdinfer.warm_up import warm_up_requests
 from mdinfer.workspace import workspace_bytes
 
 if TYPE_CHECKING:
@@ -262,8 +263,14 @@ class Engine(SkillCalls):
         return handle
 
     def warm_up(self) -> None:
-        """Answer one short question, so that the first real one does not pay for one-time set-up."""
-        self.query(None, "?", temperature=0, max_tokens=2)
+        """Answer short requests, so that the first real one does not pay for one-time set-up.
+
+        On a GPU of every kind, for kernels are compiled when they are first used; on a CPU, which takes its time for
+        a picture and has nothing to compile, of text.
+        """
+        for request in warm_up_requests(pictures=self._loaded.model.device.type == "cuda"):
+            with suppress(PromptTooLongError):  # where max_context leaves no room for a picture
+                self.submit(request).result()
 
     @property
     def healthy(self) -> bool:

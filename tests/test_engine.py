@@ -20,7 +20,9 @@ from PIL import Image
 
 import mdinfer
 from mdinfer import Caption, Chat, Detect, Engine, Event, Point, Query, Result
+from mdinfer.errors import PromptTooLongError
 from mdinfer.kernels import DecodeTable, Draws, Sampled, sample
+from mdinfer.warm_up import warm_up_requests
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
@@ -545,3 +547,17 @@ def test_the_demo_needs_no_download() -> None:
 def test_wait_for_gives_up() -> None:
     with pytest.raises(AssertionError, match="not within"):
         wait_for(lambda: False, "never", seconds=0.01)
+
+
+def test_warming_up_asks_what_an_engine_can_answer(engine_a: Engine) -> None:
+    """Also what it asks on a GPU only, and with a context that has no room for a picture."""
+    for request in warm_up_requests(pictures=True):
+        engine_a.submit(request).result(timeout=60)
+    steps = engine_a.stats().steps
+    engine_a.warm_up()
+    assert engine_a.stats().steps > steps
+    with load_engine("tiny-a", max_context=40) as short:
+        for request in warm_up_requests(pictures=True)[2:]:
+            with pytest.raises(PromptTooLongError):
+                short.submit(request)
+        short.warm_up()
