@@ -32,14 +32,14 @@ from mdinfer.errors import (
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
-from mdinfer.image import open_picture
+from mdinfer.image import open_picture, read_file
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
-from mdinfer.pictures import LoadedPicture, PictureStore
+from mdinfer.pictures import LoadedPicture, PictureStore, file_digest
 from mdinfer.prefill_step import StepBudget
 from mdinfer.prefix_cache import PrefixCache
 from mdinfer.reader_pool import ReaderPool
@@ -366,10 +366,21 @@ class Engine(SkillCalls):
         self._loop.add(task)
 
     def _prepare(self, picture: Picture, namespace: str | None = None) -> LoadedPicture:
-        """Read a picture; with a namespace, one that is known there need not be cut and seen again."""
+        """Read a picture; with a namespace, one that is known there need not be cut and seen again, nor decoded if it
+        comes in a file that is known.
+        """
         source = picture.source
         if isinstance(source, EncodedImage):
             return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
+        if isinstance(source, str | os.PathLike) and not picture.data_url:
+            source = read_file(source, picture.param)
+        elif isinstance(source, bytearray | memoryview):
+            source = bytes(source)  # what is hashed must be what is decoded
+        file = None
+        if namespace is not None and isinstance(source, str | bytes):
+            file = file_digest(source)
+            if (seen := self._pictures.in_file(file, namespace)) is not None:
+                return seen
         if picture.data_url:
             source = decode_data_url(str(source), param=picture.param)
         opened = open_picture(
@@ -380,6 +391,8 @@ class Engine(SkillCalls):
             param=picture.param,
         )
         known = self._pictures.known(opened.digest, namespace) if namespace is not None else None
+        if file is not None and namespace is not None:
+            self._pictures.found(file, opened.digest, namespace)
         return known or LoadedPicture(digest=opened.digest, crops=opened.crops())
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:

@@ -105,13 +105,13 @@ def test_pictures_are_read_no_further_ahead_than_they_may_be_needed(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for a slot is as small as it was asked: crops are many times as large as a file."""
-    read = list[object]()
+    read, prepare = list[object](), engine._prepare
 
-    def counting(*args: Any, **options: Any) -> Any:
+    def counting(*args: Any) -> Any:
         read.append(args)
-        return open_picture(*args, **options)
+        return prepare(*args)
 
-    monkeypatch.setattr("mdinfer.engine.open_picture", counting)
+    monkeypatch.setattr(engine, "_prepare", counting)
     with held(engine) as gate:
         handles = [engine.submit(Query(image=PICTURE, question="cat?", max_tokens=2)) for _ in range(8)]
         assert gate.reached.wait(SOON)
