@@ -274,12 +274,12 @@ class Engine(SkillCalls):
 
     @property
     def healthy(self) -> bool:
-        """True while the loop runs; False once closed or failed."""
+        """True while the loop runs; False once closed or failed, or while one step lasts for minutes."""
         return self._loop.healthy
 
     def stats(self) -> EngineStats:
         """What runs and waits now, and what was done since the engine was loaded."""
-        return self._loop.stats()
+        return self._loop.stats(len(self._tasks))
 
     def description(self) -> str:
         """A few lines for people: device, precision, memory, how much runs at once."""
@@ -312,7 +312,7 @@ class Engine(SkillCalls):
         self.close()
 
     def _check_alive(self) -> None:
-        if not self._loop.healthy:
+        if not self._loop.alive:
             raise self._loop.dead()
 
     def _check_room(self) -> None:
