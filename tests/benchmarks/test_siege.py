@@ -20,7 +20,7 @@ def test_a_small_siege(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     figures = json.loads(path.read_text())["figures"]
     assert {figure["attack"] for figure in figures} == {*names, "soak"}
     counts = [figure for figure in figures if not figure["what"].startswith(("p99", "more", "idle"))]
-    assert len(counts) == 10
+    assert len(counts) == 11
     assert all(figure["holds"] for figure in counts), counts
     assert "faults afterwards" in capsys.readouterr().out
 
