@@ -81,7 +81,7 @@ def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
 
 
 def _check_headers(http: Request) -> None:
-    encoding = http.headers.get("content-encoding", "identity").strip().lower()
+    encoding = ", ".join(http.headers.getlist("content-encoding")).strip().lower()
     if encoding not in ("", "identity"):
         message = f"Content-Encoding {encoding[:40]!r} is not accepted: send the body uncompressed"
         raise ApiError(415, message, code="unsupported_encoding")
