@@ -38,6 +38,7 @@ def test_headers(live: Live) -> None:
     response = live.chat(stream=True)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["connection"] == "close"
     assert response.headers["x-request-id"].startswith("req_")
 
 
