@@ -16,6 +16,7 @@ from mdinfer.server.errors import bad_request
 HEADER_SECONDS = 20.0
 DISCARD_SECONDS = 20.0
 READER_SECONDS = 60.0
+AHEAD_BYTES = 1 << 16
 
 
 class Connection(H11Protocol):
@@ -23,7 +24,8 @@ class Connection(H11Protocol):
 
     Headers must be complete HEADER_SECONDS after their first byte (or after connecting); the rest of a body
     that was refused is discarded for DISCARD_SECONDS; a client whose send buffer is full must read within
-    READER_SECONDS.
+    READER_SECONDS. While a request is at work AHEAD_BYTES of the next ones are read, for only who reads a connection
+    hears that its client has left.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +43,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= AHEAD_BYTES:
+            self.flow.resume_reading()
         self._watch_headers()
         if self.conn.their_state is not h11.SEND_BODY:
             self._disarm("discard")

@@ -143,6 +143,20 @@ def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     assert [status == 404 for status in statuses] == [path == "/nope" for path in paths] + [False]
 
 
+@pytest.mark.parametrize(
+    "ahead", [b"G", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2], ids=["a byte", "two requests"]
+)
+def test_a_client_that_leaves_after_it_sent_more(live: Live, fake: FakeEngine, ahead: bytes) -> None:
+    fake.script = Script(pause=5)
+    question = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    with socket.create_connection(("127.0.0.1", live.port)) as wire:
+        wire.sendall(POST + f"Content-Length: {len(question)}\r\n\r\n".encode() + question)
+        wait_until(lambda: bool(fake.handles))
+        wire.sendall(ahead)
+        time.sleep(0.1)
+    wait_until(fake.handles[0].cancelled.is_set, 1)
+
+
 def test_length_and_chunks_together_are_not_smuggled(live: Live) -> None:
     smuggled = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
     framing = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n"
