@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -89,9 +90,14 @@ class Server(uvicorn.Server):
         self.service.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Connections are accepted, and refused with a 503, for as long as requests run: probes want an answer."""
         self.service.drain()
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self.service.settings.drain_timeout, self.service.end_running)
+        begin, limit = loop.time(), self.service.settings.drain_timeout
+        timer = loop.call_later(limit, self.service.end_running)
+        while self.service.running and loop.time() < begin + limit + GRACE_SECONDS:
+            await asyncio.sleep(0.05)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(begin + limit + GRACE_SECONDS - loop.time()))
         await super().shutdown(sockets)
         timer.cancel()
 
@@ -108,7 +114,6 @@ def uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(settings.drain_timeout) + GRACE_SECONDS,
     )
 
 
