@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -151,8 +153,8 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
 
 def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> str:
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if settings.api_keys else ""
-    message = '{"role": "user", "content": "What is 2 + 2?"}'
-    body = f'{{"model": "{settings.model_names[0]}", "messages": [{message}]}}'
+    messages = [{"role": "user", "content": "What is 2 + 2?"}]
+    body = shlex.quote(json.dumps({"model": settings.model_names[0], "messages": messages}))
     access = f"{len(settings.api_keys)} API key(s)" if settings.api_keys else "no API key"
     where = "this machine only" if settings.loopback else f"all who reach {settings.host}"
     return "\n".join(
@@ -166,7 +168,7 @@ def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> 
             "",
             "Try it:",
             f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
-            f"    -d '{body}'",
+            f"    -d {body}",
             "",
         ]
     )
