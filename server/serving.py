@@ -30,6 +30,8 @@ from mdinfer.server.settings import Settings
 KEEP_ALIVE_SECONDS = 75
 # A busy thread lets the engine's and the event loop's go on after so long; by Python's default after 5 ms.
 SWITCH_SECONDS = 0.0001
+BACKLOG = 2048
+BURST = 16  # connections accepted at a stretch: with those of a few rounds more, still fewer than SPARE_FILES
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
@@ -91,6 +93,11 @@ class Server(uvicorn.Server):
         self.exit_status = 130 if sig == signal.SIGINT else 0
         self.service.drain()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # again: asyncio has one number for both
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Connections are accepted, and refused with a 503, for as long as requests run: probes want an answer."""
         self.service.drain()
@@ -113,6 +120,7 @@ def uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
         lifespan="on",
         log_config=None,
         access_log=False,
+        backlog=BURST,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -132,7 +140,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise _unbound(settings, error.strerror or str(error)) from None

@@ -62,6 +62,23 @@ def read_all(wire: socket.socket) -> bytes:
     return received
 
 
+def test_more_connections_than_files(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ones = len(live.server.server_state.connections)
+    monkeypatch.setattr(connection, "most_connections", lambda: open_ones + 2)
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    wires = [socket.create_connection(("127.0.0.1", live.port), timeout=5) for _ in range(4)]
+    try:
+        assert [read_all(wire) for wire in wires[2:]] == [b"", b""]
+        for wire in wires[:2]:
+            wire.sendall(request)
+            assert wire.recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for wire in wires:
+            wire.close()
+    wait_until(lambda: len(live.server.server_state.connections) <= open_ones)
+    assert talk(live, request.replace(b"Host", b"Connection: close\r\nHost")).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_unfinished_headers(impatient: Live, data: bytes) -> None:
     begin = time.monotonic()
