@@ -155,6 +155,7 @@ def test_deadline(stream: bool, pause: float) -> None:
         if pause > 1:
             assert response.status_code == 504
             assert error_of(response)["code"] == "timeout"
+            assert "limit of 0.5 s" in response.text
         else:
             assert events_of(response.text)[-1]["error"]["code"] == "timeout"
         assert engine.handles[0].deadline is not None
