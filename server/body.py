@@ -12,7 +12,6 @@ from starlette.requests import Request
 
 from mdinfer.server.errors import ApiError, ClientGone, bad_request
 from mdinfer.server.service import Service
-from mdinfer.server.settings import Settings
 
 OFF_LOOP_BYTES = 1 << 16
 MAX_VALUES = 100_000
@@ -26,7 +25,7 @@ async def read_object(http: Request, service: Service, *, bulk: str | None = Non
     bulk names the field to blame where the body holds too many values.
     """
     _check_headers(http)
-    data = await _read(http, service.settings)
+    data = await _read(http, service)
     if len(data) > OFF_LOOP_BYTES:
         return await asyncio.get_running_loop().run_in_executor(service.decoder, _decode_large, data, bulk)
     return decode_object(data)
@@ -81,7 +80,7 @@ def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
 
 
 def _check_headers(http: Request) -> None:
-    encoding = http.headers.get("content-encoding", "identity").strip().lower()
+    encoding = ", ".join(http.headers.getlist("content-encoding")).strip().lower()
     if encoding not in ("", "identity"):
         message = f"Content-Encoding {encoding[:40]!r} is not accepted: send the body uncompressed"
         raise ApiError(415, message, code="unsupported_encoding")
@@ -91,7 +90,8 @@ def _check_headers(http: Request) -> None:
         raise ApiError(415, message, code="unsupported_media_type")
 
 
-async def _read(http: Request, settings: Settings) -> bytearray:
+async def _read(http: Request, service: Service) -> bytearray:
+    settings = service.settings
     limit = settings.max_body_bytes
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -101,7 +101,7 @@ async def _read(http: Request, settings: Settings) -> bytearray:
     while True:
         overdue = begin + settings.body_timeout + len(data) / LEAST_RATE - time.monotonic()
         try:
-            message = await asyncio.wait_for(http.receive(), min(settings.body_timeout, max(overdue, 0)))
+            message = await service.arrival(http.receive(), min(settings.body_timeout, max(overdue, 0)))
         except asyncio.TimeoutError:
             text = f"the body came too slowly: {len(data)} bytes in {time.monotonic() - begin:.0f} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None

@@ -114,7 +114,10 @@ class ServerMetrics:
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The text of all metrics, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from mdinfer.errors import MdinferError
 from mdinfer.server.errors import ApiError, unavailable
@@ -32,6 +34,7 @@ class Service:
         self.draining = False
         self.load_failed = False
         self.running: set[Work] = set()
+        self._arriving: set[asyncio.Future[Message]] = set()
         self.metrics = ServerMetrics(self._statistics)
         self.on_load_failure: Callable[[BaseException], None] = log_load_failure
         # One thread: several that decode at once would keep the event loop waiting for the interpreter.
@@ -46,8 +49,23 @@ class Service:
             threading.Thread(target=self._load, name="mdinfer-load", daemon=True).start()
 
     def drain(self) -> None:
-        """Take no more requests; those that run go on."""
+        """Take no more requests, nor the rest of those that still arrive; those that run go on."""
         self.draining = True
+        for arriving in list(self._arriving):
+            arriving.cancel()
+
+    async def arrival(self, message: Awaitable[Message], seconds: float) -> Message:
+        """The next piece of a request. Raises ApiError 503 once the server drains, or asyncio.TimeoutError."""
+        arriving = asyncio.ensure_future(message)
+        self._arriving.add(arriving)
+        try:
+            return await asyncio.wait_for(arriving, seconds)
+        except asyncio.CancelledError:
+            if self.draining:
+                raise self.unavailable() from None
+            raise
+        finally:
+            self._arriving.discard(arriving)
 
     def end_running(self) -> None:
         """Cancel what still runs; each client hears of it."""

@@ -90,6 +90,14 @@ def test_cors(locked: Live) -> None:
     assert "access-control-allow-origin" not in stranger.headers
 
 
+def test_a_refused_preflight_is_an_error_like_all(locked: Live) -> None:
+    headers = {"origin": "https://evil.example", "access-control-request-method": "DELETE"}
+    response = locked.http.options("/v1/models", headers=headers)
+    assert response.status_code == 400
+    assert "origin" in error_of(response)["message"]
+    assert "access-control-allow-origin" not in response.headers
+
+
 def test_cors_is_off_by_default(live: Live) -> None:
     response = live.http.get("/health", headers={"origin": "https://app.example"})
     assert not any(name.startswith("access-control") for name in response.headers)

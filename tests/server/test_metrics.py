@@ -93,6 +93,14 @@ def test_open_metrics_for_who_asks(live: Live) -> None:
     assert response.text.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["abc", "1.x", "9" * 5000, ";escaping=none"])
+def test_versions_of_open_metrics_that_do_not_exist(live: Live, version: str) -> None:
+    headers = {"accept": f"application/openmetrics-text; version={version}"}
+    response = live.http.get("/metrics", headers=headers)
+    assert response.status_code == 200
+    assert "mdinfer_num_requests_running" in response.text
+
+
 def test_two_apps_count_apart() -> None:
     with live_server(FakeEngine()) as one, live_server(FakeEngine()) as other:
         one.chat()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 
 from mdinfer.errors import CheckpointError
@@ -97,6 +100,32 @@ def test_stopping_ends_what_takes_too_long(stream: bool) -> None:
         error = events_of(response.text)[-1]["error"] if stream else error_of(response)
         assert error["code"] == "shutting_down"
         assert response.status_code == (200 if stream else 503)
+
+
+def test_probes_are_answered_while_requests_finish() -> None:
+    engine = FakeEngine(Script(pause=0.2))
+    with live_server(engine) as live:
+        thread, results = in_background(lambda: live.chat())
+        wait_until(lambda: bool(engine.handles))
+        live.server.handle_exit(15, None)
+        time.sleep(0.3)
+        assert httpx.get(f"{live.url}/health").status_code == 200
+        response = httpx.get(f"{live.url}/ready")
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        thread.join(10)
+        assert results[0].status_code == 200
+
+
+def test_stopping_does_not_wait_for_a_body() -> None:
+    with live_server(FakeEngine()) as live, socket.create_connection(("127.0.0.1", live.port), timeout=5) as wire:
+        head = b"POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        wire.sendall(head + b"{")
+        time.sleep(0.2)
+        live.server.handle_exit(15, None)
+        answer = wire.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"shutting_down" in answer
 
 
 def test_no_new_requests_while_draining(live: Live) -> None:

@@ -38,6 +38,7 @@ def test_headers(live: Live) -> None:
     response = live.chat(stream=True)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["connection"] == "close"
     assert response.headers["x-request-id"].startswith("req_")
 
 
@@ -154,6 +155,7 @@ def test_deadline(stream: bool, pause: float) -> None:
         if pause > 1:
             assert response.status_code == 504
             assert error_of(response)["code"] == "timeout"
+            assert "limit of 0.5 s" in response.text
         else:
             assert events_of(response.text)[-1]["error"]["code"] == "timeout"
         assert engine.handles[0].deadline is not None
