@@ -277,6 +277,11 @@ class Engine(SkillCalls):
         """True while the loop runs; False once closed or failed, or while one step lasts for minutes."""
         return self._loop.healthy
 
+    @property
+    def full(self) -> bool:
+        """True while a request more would raise QueueFullError."""
+        return len(self._tasks) >= self._most_tasks
+
     def stats(self) -> EngineStats:
         """What runs and waits now, and what was done since the engine was loaded."""
         return self._loop.stats(len(self._tasks))
@@ -316,7 +321,7 @@ class Engine(SkillCalls):
             raise self._loop.dead()
 
     def _check_room(self) -> None:
-        if len(self._tasks) >= self._most_tasks:
+        if self.full:
             raise QueueFullError(
                 f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
                 "or load the engine with a larger max_queue"

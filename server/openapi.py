@@ -64,7 +64,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
         },
         "/metrics": {"get": metrics_operation},
         "/openapi.json": {
-            "get": {**_get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}), **_open()}
+            "get": _get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}, "401")
         },
     }
 

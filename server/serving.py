@@ -51,8 +51,6 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     def load() -> ServingEngine:
         engine = loading.load_engine(model, **options)
         streams.tell("mdinfer: warming up ...")
-        engine.warm_up()
-        streams.tell(_banner(engine, model, settings, url), sys.stdout)
         return engine
 
     def stop(error: BaseException) -> None:
@@ -62,6 +60,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     app = create_app(load, settings)
     service: Service = app.state.service
     service.on_load_failure = stop
+    service.on_ready = lambda engine: streams.tell(_banner(engine, model, settings, url), sys.stdout)
     server = Server(uvicorn_config(app, settings), service)
     streams.tell(f"mdinfer: listening on {url}, loading {model} ...")
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mdinfer.errors import ConfigError
 
@@ -18,6 +18,7 @@ _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers wri
 class Settings:
     """Raises ConfigError on a value that cannot work, or one that would serve strangers without a key.
 
+    host             what is listened at, and so who can connect; where another server listens for the app: at what
     api_keys         any of them opens every route; empty: no key is asked for
     insecure         allows a host that others can reach although there is no key
     model_names      names that requests may use; the first one is the one to show
@@ -33,7 +34,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 2020
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     insecure: bool = False
     model_names: tuple[str, ...] = DEFAULT_MODEL_NAMES
     max_body_bytes: int = 64 << 20

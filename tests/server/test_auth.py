@@ -13,8 +13,8 @@ from tests.server.live_server import Live, error_of, live_server
 
 KEY = "sk-first"
 LOCKED = ["/v1/models", "/v1/models/moondream3-preview", "/v1/chat/completions", "/v1/query", "/v1/nope", "/"]
-LOCKED += ["/v1/caption", "/v1/detect", "/v1/point", "/health/", "//health", "/docs", "/metrics/"]
-OPEN = ["/health", "/ready", "/version", "/metrics", "/openapi.json"]
+LOCKED += ["/v1/caption", "/v1/detect", "/v1/point", "/health/", "//health", "/docs", "/metrics/", "/openapi.json"]
+OPEN = ["/health", "/ready", "/version", "/metrics"]
 
 
 @pytest.fixture(scope="module")

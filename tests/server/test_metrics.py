@@ -25,7 +25,7 @@ def test_the_engines_statistics(live: Live, fake: FakeEngine) -> None:
     fake.script = Script(pause=0.05)
     found = samples(live)
     assert found["mdinfer_num_requests_running",] == 0
-    assert found["mdinfer_num_requests_waiting",] == 0
+    assert found["mdinfer_num_requests_waiting",] == 2
     assert found["mdinfer_kv_cache_usage_ratio",] == 0.2
     assert found["mdinfer_prompt_tokens_total",] == 44
     assert found["mdinfer_generation_tokens_total",] == 20

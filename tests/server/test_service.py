@@ -54,6 +54,74 @@ def test_a_model_that_cannot_be_loaded() -> None:
         check_unavailable(live, "load_failed")
 
 
+def test_a_model_is_warm_before_it_is_ready() -> None:
+    class Engine(FakeEngine):
+        def warm_up(self) -> None:
+            warming.set()
+            assert gate.wait(10)
+
+    warming, gate, engine = threading.Event(), threading.Event(), Engine()
+    with live_server(lambda: engine) as live:
+        assert warming.wait(10)
+        check_unavailable(live, "starting")
+        gate.set()
+        wait_until(lambda: live.http.get("/ready").status_code == 200)
+
+
+def test_a_model_that_cannot_be_warmed_up_is_closed() -> None:
+    class Engine(FakeEngine):
+        def warm_up(self) -> None:
+            raise RuntimeError("no such kernel")
+
+    engine = Engine()
+    with live_server(lambda: engine) as live:
+        wait_until(lambda: live.service.state == "failed")
+        check_unavailable(live, "load_failed")
+    assert engine.closed
+
+
+def test_a_full_engine_refuses_before_the_body_comes(live: Live, fake: FakeEngine) -> None:
+    fake.full = True
+    with socket.create_connection(("127.0.0.1", live.port), timeout=5) as wire:
+        head = "POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        wire.sendall(head.encode())
+        answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert b"queue_full" in answer
+    assert error_of(live.chat())["code"] == "queue_full"
+    fake.full = False
+    assert live.chat().status_code == 200
+
+
+def test_bodies_together_take_bounded_memory() -> None:
+    """Eight of the largest size; what arrives beyond is refused, and there is room again once it is gone."""
+    megabyte = 1 << 20
+    with live_server(FakeEngine(), max_body_bytes=megabyte, body_timeout=5) as live:
+        head = "POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        wires = [socket.create_connection(("127.0.0.1", live.port), timeout=5) for _ in range(9)]
+        try:
+            for wire in wires:
+                wire.sendall(f"{head}Content-Length: {megabyte}\r\n\r\n".encode() + b" " * (megabyte - 1))
+            wires[0].settimeout(0.05)
+            refused = None
+            for wire in wires * 40:
+                wire.settimeout(0.05)
+                try:
+                    refused = wire.recv(65536)
+                    break
+                except TimeoutError:
+                    continue
+            assert refused is not None
+            assert refused.startswith(b"HTTP/1.1 429 ")
+            assert b"too_many_bytes" in refused
+            assert live.service._body_bytes <= 8 * megabyte
+        finally:
+            for wire in wires:
+                wire.close()
+        wait_until(lambda: live.service._body_bytes == 0)
+        assert live.chat().status_code == 200
+
+
 def test_a_dead_engine(live: Live, fake: FakeEngine) -> None:
     fake.healthy = False
     assert live.http.get("/health").status_code == 503
