@@ -32,3 +32,9 @@ def test_a_limit_that_is_exceeded(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "EXCEEDED" in capsys.readouterr().out
     figures[:] = [Figure(attack="a", what="b", value=2, limit=2)]
     assert siege.main([]) == 0
+
+
+@pytest.mark.slow
+def test_the_siege() -> None:
+    """Its own limits, on a machine that does nothing else."""
+    assert siege.main(["--soak-minutes", "10"]) == 0

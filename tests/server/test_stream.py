@@ -167,16 +167,16 @@ def test_deadline(stream: bool, pause: float) -> None:
 def test_the_time_for_the_body_counts() -> None:
     fake = FakeEngine()
     body = json.dumps({"question": "?"}).encode()
-    head = (
-        f"POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with live_server(fake, request_timeout=30) as timed:
-        with socket.create_connection(("127.0.0.1", timed.port), timeout=5) as wire:
-            wire.sendall(head.encode() + body[:-1])
-            time.sleep(0.5)
-            sent = time.monotonic()
-            wire.sendall(body[-1:])
-            assert wire.recv(65536).startswith(b"HTTP/1.1 200 ")
+    head = "POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with (
+        live_server(fake, request_timeout=30) as timed,
+        socket.create_connection(("127.0.0.1", timed.port), timeout=5) as wire,
+    ):
+        wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+        time.sleep(0.5)
+        sent = time.monotonic()
+        wire.sendall(body[-1:])
+        assert wire.recv(65536).startswith(b"HTTP/1.1 200 ")
     [handle] = fake.handles
     assert handle.deadline is not None
     assert handle.deadline < sent + 29.7
