@@ -82,7 +82,7 @@ class ServerMetrics:
         }
         self._per_token = Histogram(
             "mdinfer_time_per_output_token_seconds",
-            "Seconds of decoding for each token after the first",
+            "Seconds of decoding for each token after the first, the mean of a request",
             buckets=TOKEN_SECONDS,
             registry=registry,
         )
