@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from mdinfer import demo
 from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
@@ -16,6 +15,12 @@ from mdinfer.memory import available_bytes, explained_shortage
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig
 from mdinfer.tokenizer import Tokenizer, find_tokenizer
+
+DEMO = "demo"
+DEMO_DIRECTORY = Path(__file__).parent / "demo"
+"""The checkpoint that comes with the package, in the published layout: Moondream's structure at pocket size."""
+
+DEMO_NOTICE = "the demo checkpoint is tiny: it knows colored shapes, small sums, names and a few poems"
 
 _FLOAT32_SHARE = 0.5  # of the free memory that float32 weights may take before bfloat16 is chosen on a CPU
 
@@ -43,9 +48,10 @@ def load_model(
     Given a `config`, make random weights of that size instead. Raises ConfigError, CheckpointError or TokenizerError.
     """
     device = resolve_device(options.device)
-    if config is not None or name == demo.NAME:
+    if config is not None:
         return _made_up(str(name), options, device, tokenizer, config)
-    checkpoint = find_checkpoint(name, progress=options.progress)
+    is_demo = name == DEMO
+    checkpoint = find_checkpoint(DEMO_DIRECTORY if is_demo else name, progress=options.progress)
     config = checkpoint.config
     build = _builder(config, checkpoint.precision, options, device)
     checkpoint.check(build("meta").weights())  # sizes that disagree must not be allocated first
@@ -53,35 +59,30 @@ def load_model(
         tokenizer, checkpoint.directory, config.tokenizer, config.text.vocab_size, progress=options.progress
     )
     model = build(device)
-    checkpoint.load_into(model.weights(), progress=options.progress)
+    checkpoint.load_into(model.weights(), progress=options.progress and not is_demo)
     return Loaded(
         name=str(name),
         model=model,
         tokenizer=words,
         max_context=options.max_context or config.text.max_context,
+        notice=DEMO_NOTICE if is_demo else "",
     )
 
 
 def _made_up(
-    name: str, options: EngineConfig, device: torch.device, tokenizer: Path | None, config: ModelConfig | None
+    name: str, options: EngineConfig, device: torch.device, tokenizer: Path | None, config: ModelConfig
 ) -> Loaded:
-    """The demo, or, given a config, random weights."""
-    is_demo = config is None
-    config = config or demo.demo_config()
+    """Random weights, which speak through the demo's tokenizer unless given another."""
     model = _builder(config, "bfloat16", options, device)(device)
-    if is_demo:
-        demo.fill_demo_weights(model.weights())
-    else:
-        random_weights(model.weights(), seed=0)
-    vocab_size = config.text.vocab_size
+    random_weights(model.weights(), seed=0)
     return Loaded(
         name=name,
         model=model,
-        tokenizer=Tokenizer.from_json(demo.demo_tokenizer_json(), config.tokenizer, vocab_size)
-        if tokenizer is None
-        else Tokenizer.from_file(tokenizer, config.tokenizer, vocab_size),
+        tokenizer=Tokenizer.from_file(
+            tokenizer or DEMO_DIRECTORY / "tokenizer.json", config.tokenizer, config.text.vocab_size
+        ),
         max_context=options.max_context or config.text.max_context,
-        notice=demo.NOTICE if is_demo else "the weights are random",
+        notice="the weights are random",
     )
 
 

@@ -23,7 +23,7 @@ examples:
   mdinfer chat photo.jpg                           a conversation in the terminal
   mdinfer serve moondream/moondream3-preview       an OpenAI-compatible server on port 2020
 
---model is "demo" (small, untrained, needs no download), a directory, or a Hugging Face repository id.
+--model is "demo" (small, needs no download), a directory, or a Hugging Face repository id.
 exit status: 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
 
 

@@ -64,7 +64,7 @@ class Diagnosis:
         for device in self.devices:
             memory = f"{device.free_gib:.1f} of {device.memory_gib:.1f} GiB free"
             lines.append(f"  {device.name}: {memory}{', ' + device.detail if device.detail else ''}")
-        lines += ["kernels", f"  {self.kernels}", "models", "  demo: built in, untrained"]
+        lines += ["kernels", f"  {self.kernels}", "models", "  demo: built in"]
         lines += [f"  {FULL_MODEL}: {'in the local cache' if self.cached else 'not in the local cache'}"]
         lines += [f"problem: {text}" for text in self.problems] + [f"advice: {text}" for text in self.advice]
         lines += ["", "The demo can run: mdinfer serve demo" if self.demo_can_run else "The demo cannot run."]

@@ -580,7 +580,7 @@ def test_the_demo_needs_no_download() -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 48), "red").save(picture, "PNG")
     with Engine.load("demo", progress=False) as engine:
-        assert "untrained" in engine.description()
+        assert "tiny" in engine.description()
         assert engine.query(picture.getvalue(), "What is this?", **GREEDY).usage.completion_tokens <= 8
         assert engine.point(picture.getvalue(), "cat", max_objects=1).finish_reason in ("stop", "length")
 

@@ -17,12 +17,13 @@ import torch
 
 import mdinfer
 from mdinfer import Engine, Query, RequestFailedError
+from tests.endless import endless_demo
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
 LEAVE = """
 import sys, mdinfer
-engine = mdinfer.Engine.load("demo", progress=False)
+engine = mdinfer.Engine.load(sys.argv[1], progress=False)
 handles = [engine.submit(mdinfer.Query(question="hello", max_tokens=3000)) for _ in range(8)]
 next(iter(handles[0]))
 {end}
@@ -31,10 +32,9 @@ SHORT = Query(question="cat?", temperature=0, max_tokens=12)
 
 
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(0)", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
-def test_leaving_the_interpreter_with_work_in_flight(end: str, status: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVE.format(end=end)], capture_output=True, text=True, timeout=60, check=False
-    )
+def test_leaving_the_interpreter_with_work_in_flight(end: str, status: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEAVE.format(end=end), str(endless_demo(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, done.stderr
     assert "terminate called" not in done.stderr
 

@@ -36,9 +36,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="demo", help='"demo", a directory or a repository id (default: demo, untrained)'
-    )
+    parser.add_argument("--model", default="demo", help='"demo", a directory or a repository id (default: demo)')
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

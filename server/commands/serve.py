@@ -40,7 +40,7 @@ def add_to(commands: Commands) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help='"demo", a directory or a repository id (default: demo, untrained)',
+        help='"demo", a directory or a repository id (default: demo)',
     )
     _add_network_options(parser)
     _add_limits(parser)

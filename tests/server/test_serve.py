@@ -26,6 +26,7 @@ from mdinfer.server import serving as serving_module
 from mdinfer.server.cli import main
 from mdinfer.server.commands.serve import keys_of, model_names
 from mdinfer.server.settings import DEFAULT_MODEL_NAMES, Settings
+from tests.endless import endless_demo
 from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import MODEL, wait_until
 
@@ -70,7 +71,7 @@ def test_from_start_to_sigterm() -> None:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "untrained" in out
+    assert "the demo checkpoint is tiny" in out
     assert f"curl {url}/v1/chat/completions" in out
     assert "sk-1" not in out + err
     assert "Traceback" not in err
@@ -93,8 +94,8 @@ def test_the_printed_curl_line_works() -> None:
     assert process.returncode == 130
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    with serving("demo", "--port", "0") as (process, url):
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    with serving(str(endless_demo(tmp_path)), "--port", "0") as (process, url):
         wait_for(url, "/ready", 200)
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
         body |= {"max_tokens": 4096, "temperature": 0, "logprobs": True}  # so that tokens without text are sent too
