@@ -1,21 +1,25 @@
 """The training forward: the engine's own modules and formulas, on rows of packed segments instead of a paged cache.
 
-Same parameters as `mdinfer.model.Moondream`, so what is trained is what is exported. Differences are of speed only:
-attention under a mask instead of pages, and a local map pooled by a matrix per tiling. Attention is spelled out, for
-torch 2.13's fused one is half as fast here on a CPU, forward and backward in bfloat16 (13 rows of 256, 3 heads of 64).
+Same parameters as `mdinfer.model.Moondream`, so what is trained is what is exported; but torch's own operations
+throughout, for the engine's kernels have no backward pass. Attention goes under a mask instead of over pages, and the
+local map is pooled by a matrix per tiling. Attention is spelled out, for torch 2.13's fused one is half as fast here on
+a CPU, forward and backward in bfloat16 (13 rows of 256, 3 heads of 64).
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdinfer.kernels import TokenKind, crop_patches, pooled_map
+from mdinfer.kernels import TokenKind, crop_patches, joined_map
+from mdinfer.kernels.embedding import fourier_features
 from mdinfer.kernels.qkv import rope_table
+from mdinfer.model.layers import LayerNorm, Mlp
 from mdinfer.model.moe import ExpertMlp
 from mdinfer.model.moondream import Moondream
 from mdinfer.model.text import Block
@@ -58,7 +62,7 @@ def decode(model: Moondream, x: torch.Tensor, places: Places, mask: torch.Tensor
 def text_block(
     block: Block, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, log: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    h = block.ln(x)
+    h = norm(block.ln, x)
     R, T, D = x.shape
     attention = block.attn
     qkv = attention.qkv(h)
@@ -74,7 +78,7 @@ def text_block(
     if isinstance(mlp, ExpertMlp):
         made, unevenness = _experts(mlp, h)
     else:
-        made, unevenness = mlp(h), torch.zeros((), device=x.device)
+        made, unevenness = _mlp(cast("Mlp", mlp), h), torch.zeros((), device=x.device)
     return x + attention.proj(out) + made, unevenness
 
 
@@ -118,31 +122,32 @@ def see(model: Moondream, crops: torch.Tensor, tiles: torch.Tensor, tilings: lis
     pool = torch.stack([_pooling(tiling, config.grid, config.overlap_margin, tiles.shape[1] - 1) for tiling in tilings])
     whole = features[tiles[:, 0]]
     local = torch.bmm(pool.to(features.device, features.dtype), features[tiles[:, 1:]].flatten(1, 2))
-    out: torch.Tensor = model.vision.proj_mlp(torch.cat((whole, local.to(whole.dtype)), dim=-1))
-    return out
+    return _mlp(model.vision.proj_mlp, torch.cat((whole, local.to(whole.dtype)), dim=-1))
 
 
 def _crop_features(tower: VisionTower, crops: torch.Tensor) -> torch.Tensor:
     """As the tower's own, with attention spelled out."""
-    x = tower.patch_emb(crop_patches(crops, tower.config.enc_patch_size, tower.dtype)) + tower.pos_emb
+    embedding = tower.patch_emb
+    patches = crop_patches(crops, embedding.patch, embedding.weight.dtype, tower.config.patch_dim)
+    x = F.linear(patches, embedding.weight, embedding.bias) + tower.pos_emb
     heads = tower.config.enc_n_heads
     for block in tower.blocks:
         assert isinstance(block, VisionBlock)
         N, rows, C = x.shape
-        q, k, v = block.attn.qkv(block.ln1(x)).view(N, rows, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
+        q, k, v = block.attn.qkv(norm(block.ln1, x)).view(N, rows, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
         out = _attend(q * (C // heads) ** -0.5, k, v, None)
         x = x + block.attn.proj(out.transpose(1, 2).reshape(N, rows, C))
-        x = x + block.mlp(block.ln2(x))
-    features: torch.Tensor = tower.post_ln(x)
-    return features
+        x = x + _mlp(block.mlp, norm(block.ln2, x))
+    return norm(tower.post_ln, x)
 
 
 @cache
 def _pooling(tiling: tuple[int, int], grid: int, margin: int, most: int) -> torch.Tensor:
-    """(G * G, most * G * G): `pooled_map` of that tiling as a matrix on the tiles' features laid end to end."""
+    """(G * G, most * G * G): the local half of `joined_map` as a matrix on the tiles' features laid end to end."""
     count, positions = tiling[0] * tiling[1], grid * grid
     units = torch.eye(count * positions).view(count, positions, count * positions)
-    return F.pad(pooled_map(units, tiling, margin), (0, (most - count) * positions))
+    local = joined_map(torch.cat((torch.zeros_like(units[:1]), units)), tiling, margin)[:, count * positions :]
+    return F.pad(local, (0, (most - count) * positions))
 
 
 def embed(
@@ -157,12 +162,35 @@ def embed(
             continue
         if kind == TokenKind.IMAGE:
             rows = images.flatten(0, 1)
-        elif kind == TokenKind.COORD:
-            rows = model.region.encode_coordinates(values[at, :1])
         else:
-            rows = model.region.encode_sizes(values[at])
+            encoder = model.region.encoders()[kind == TokenKind.SIZE]
+            features = fourier_features(values[at, : len(encoder.features)], encoder.features)
+            rows = F.linear(features, encoder.weight, encoder.bias)
         x = x.index_copy(0, at, rows.to(x.dtype))
     return x.view(*tokens.shape, -1)
+
+
+def token_logits(model: Moondream, hidden: torch.Tensor) -> torch.Tensor:
+    """(n, V) of hidden states (n, D) before the head's LayerNorm."""
+    head = model.text.lm_head
+    return F.linear(norm(model.text.post_ln, hidden), head.weight, head.bias)
+
+
+def value_logits(model: Moondream, hidden: torch.Tensor, kind: TokenKind) -> torch.Tensor:
+    """(n, 1, bins) of coordinates, or (n, 2, bins) of widths and heights."""
+    region = model.region
+    head = region.coord_decoder if kind == TokenKind.COORD else region.size_decoder
+    logits = F.linear(norm(region.ln, hidden), head.weight, head.bias)
+    return logits.view(len(hidden), 1 if kind == TokenKind.COORD else 2, -1)
+
+
+def norm(layer: LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, layer.weight.shape, layer.weight, layer.bias)
+
+
+def _mlp(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    inner = F.gelu(F.linear(x, mlp.fc1.weight, mlp.fc1.bias), approximate="tanh")
+    return F.linear(inner, mlp.fc2.weight, mlp.fc2.bias)
 
 
 def gaussian_loss(logits: torch.Tensor, bins: torch.Tensor, spread: float) -> torch.Tensor:

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.demo.batches import Batch
-from benchmarks.demo.forward import CellHeads, Places, decode, embed, gaussian_loss, row_mask, see
+from benchmarks.demo.forward import (
+    CellHeads,
+    Places,
+    decode,
+    embed,
+    gaussian_loss,
+    row_mask,
+    see,
+    token_logits,
+    value_logits,
+)
 from mdinfer.kernels import TokenKind
 from mdinfer.model.moondream import Moondream
 
@@ -50,7 +60,7 @@ def batch_losses(model: Moondream, heads: CellHeads, batch: Batch, device: torch
         target, kind = rows.target.ravel(), rows.value_kind.ravel()
         flat = hidden.flatten(0, 1)
         at = np.flatnonzero(target >= 0)
-        logits = model.text.logits(flat[on(at)]).float()
+        logits = token_logits(model, flat[on(at)]).float()
     wanted, weight = on(target[at]), on(rows.weight.ravel()[at])
     language = (F.cross_entropy(logits, wanted, reduction="none") * weight).sum() / weight.sum()
     truth = rows.target_value.reshape(-1, 2)
@@ -74,10 +84,9 @@ def _value_loss(
         return flat.new_zeros(())
     values = torch.from_numpy(truth).to(at.device)[at]
     with torch.autocast(at.device.type, torch.bfloat16):
+        logits = value_logits(model, flat[at], kind).float()
         if kind == TokenKind.COORD:
-            logits = model.region.coordinate_logits(flat[at]).float()[:, None]
             bins = values[:, :1] * logits.shape[-1]
         else:
-            logits = model.region.size_logits(flat[at]).float()
             bins = (torch.log2(values.clamp(min=2**-10)) + 10) / 10 * (logits.shape[-1] - 1)
     return gaussian_loss(logits, bins, _SPREAD[kind])

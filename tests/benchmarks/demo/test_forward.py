@@ -9,12 +9,13 @@ import torch
 
 from benchmarks.demo.dialogue import Dialogue, Exchange, Grounded, ask
 from benchmarks.demo.export import published_tensors
-from benchmarks.demo.forward import Places, decode, embed, row_mask, see
+from benchmarks.demo.forward import Places, decode, embed, row_mask, see, token_logits, value_logits
 from benchmarks.demo.pictures import Scene, draw_scene, paint
 from benchmarks.demo.rows import RowBuilder, Rows, Speller
 from mdinfer.checkpoint import find_checkpoint
 from mdinfer.image import Crops, prepare_image
-from mdinfer.kernels import AttentionBatch, TokenPlaces
+from mdinfer.kernels import AttentionBatch, TokenKind, TokenPlaces
+from mdinfer.kernels.region import coordinate_logits, size_logits
 from mdinfer.loading import DEMO_DIRECTORY
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
@@ -86,6 +87,7 @@ def engine_hidden(model: Moondream, rows: Rows, crops: list[Crops], length: int)
             starts=torch.tensor([0, length], dtype=torch.int32),
             pages=torch.arange(pages, dtype=torch.int32)[None],
             visible=visible.to(torch.int32),
+            queries=(length,),
         ),
         last=position,
     )
@@ -116,9 +118,9 @@ def test_the_same_logits(model: Moondream, pictures: int, dialogue: Dialogue) ->
     trained = trainer_hidden(model, rows, crops)[:length]
     served = engine_hidden(model, rows, crops, length)
     for a, b in (
-        (model.text.logits(trained), model.text.logits(served)),
-        (model.region.coordinate_logits(trained), model.region.coordinate_logits(served)),
-        (model.region.size_logits(trained), model.region.size_logits(served)),
+        (token_logits(model, trained), model.text.logits(served)),
+        (value_logits(model, trained, TokenKind.COORD)[:, 0], coordinate_logits(served, model.region.heads())),
+        (value_logits(model, trained, TokenKind.SIZE), size_logits(served, model.region.heads())),
     ):
         assert (a - b).norm() / b.norm() < 1e-4
 
