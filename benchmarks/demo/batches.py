@@ -22,15 +22,17 @@ from benchmarks.demo.pictures import Scene, draw_other, draw_scene, paint, recol
 from benchmarks.demo.rows import ROW, RowBuilder, Rows, Speller, Stream
 from benchmarks.demo.seeing import ABOUT_A_PICTURE, caption, count, describe, list_shapes, objects, odd, presence
 from benchmarks.demo.talking import ABOUT_NOTHING, aside, system_message
-from benchmarks.demo.words import COLOURS, KINDS
+from benchmarks.demo.words import BACKGROUNDS, COLOURS, KINDS
 from mdinfer.config import ModelConfig, VisionConfig
 from mdinfer.image import prepare_image
 
-PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS = 12, 4, 2, 6
+PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS = 12, 4, 2, 10
 SIGHT_PICTURES = 64
 NAMELESS_PICTURES = 16
 """Rows of a batch: one picture, two pictures, a picture in a later turn, no picture; pictures of one without
 rows; pictures beside the rows, of colours without a name, for sight alone."""
+
+GROUNDS = (*BACKGROUNDS, "other")
 
 _TRIES = 12  # dialogues drawn for what is left of a row before it is given up
 _LEAST_ROOM = 12
@@ -49,12 +51,14 @@ class Pictures:
     cells      (pictures, G * G, 7) float32, what the training-only heads learn: kind + 1 or 0 where no shape
                covers the cell's middle, colour + 1 or 0 (-1: it has no name), then the shape's x, y, w, h; last,
                1 where a centre is
+    grounds    (pictures,) int64, index into GROUNDS
     """
 
     crops: npt.NDArray[np.uint8]
     tiles: npt.NDArray[np.int64]
     tilings: list[tuple[int, int]]
     cells: npt.NDArray[np.float32]
+    grounds: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +256,8 @@ def _pictures(scenes: list[Scene], vision: VisionConfig) -> Pictures:
         tiles[i] = first + np.minimum(np.arange(5), 0 if count == 1 else count)
         tilings.append(made.tiling)
     cells = np.stack([_cells(scene, vision.grid) for scene in scenes])
-    return Pictures(crops=np.stack(crops), tiles=tiles, tilings=tilings, cells=cells)
+    grounds = np.array([GROUNDS.index(scene.background) for scene in scenes])
+    return Pictures(crops=np.stack(crops), tiles=tiles, tilings=tilings, cells=cells, grounds=grounds)
 
 
 def _cells(scene: Scene, grid: int) -> npt.NDArray[np.float32]:

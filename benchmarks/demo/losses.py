@@ -46,7 +46,7 @@ def batch_losses(model: Moondream, heads: CellHeads, batch: Batch, device: torch
     cells = on(pictures.cells)
     with torch.autocast(device.type, torch.bfloat16):
         images = see(model, on(pictures.crops), on(pictures.tiles), pictures.tilings)
-        cell_loss = heads(images, cells)
+        cell_loss = heads(images, cells, on(pictures.grounds))
     if rows is None:
         return Losses(total=cell_loss, parts={"cells": cell_loss.detach()})
     noise = np.random.default_rng(seed).normal(0, _INPUT_NOISE, rows.values.shape).astype(np.float32)

@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], lr: float, momentum: float = 0.95) -> None:
         groups = [{"params": [p], "parts": _parts(name, p)} for name, p in named]
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.01})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.05})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -64,7 +64,7 @@ def draw_scene(
     while True:
         shapes: list[Shape] = []
         count = int(draw.integers(least, most + 1))
-        repeats = draw.random() < 0.3
+        repeats = draw.random() < 0.4
         for i in range(count):
             if held_out and i == 0:
                 colour, kind = sorted(HELD_OUT_LOOKS)[int(draw.integers(len(HELD_OUT_LOOKS)))]

@@ -114,6 +114,7 @@ _OTHERS = [
     "hope",
     "clouds",
 ]
+_BEFORE = ["", "", "a ", "a ", "the ", "my "]
 _HELD_OUT = ["a mountain", "the desert", "a horse", "tea", "a bridge", "my brother", "silence", "a candle"]
 
 
@@ -122,13 +123,19 @@ def poem(subject: str) -> str:
 
 
 def poem_subject(draw: np.random.Generator, *, held_out: bool = False) -> str:
-    """A subject; the moon most often; with `held_out`, one that training never names."""
+    """A subject: half are made up, of the others the moon comes most often; or, with `held_out`, one that training never
+    names.
+    """
     if held_out:
         return _HELD_OUT[int(draw.integers(len(_HELD_OUT)))]
     way = draw.random()
-    if way > 0.8:
-        return made_up_name(draw)
-    if way < 0.25:
+    if way > 0.5:
+        name = made_up_name(draw)
+        if draw.random() < 0.25:
+            return name
+        subject = _BEFORE[int(draw.integers(len(_BEFORE)))] + name.lower()
+        return subject if subject not in _HELD_OUT else name
+    if way < 0.16:
         return "the moon"
-    subjects = list(_POEMS) if way < 0.5 else _OTHERS
+    subjects = list(_POEMS) if way < 0.32 else _OTHERS
     return subjects[int(draw.integers(len(subjects)))]

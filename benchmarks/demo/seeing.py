@@ -122,9 +122,9 @@ def list_shapes(draw: np.random.Generator, scene: Scene) -> Dialogue:
 def count(draw: np.random.Generator, scene: Scene) -> Dialogue:
     """All shapes, those of a kind or those of a colour; one in four with the points it counts in its trace."""
     way = draw.random()
-    if way < 0.45:
+    if way < 0.3:
         task, noun, found = "count", "shapes", list(scene.shapes)
-    elif way < 0.75:
+    elif way < 0.65:
         kind = _favour(draw, [s.kind for s in scene.shapes], KINDS)
         task, noun, found = "count by kind", plural(kind), [s for s in scene.shapes if s.kind == kind]
     else:

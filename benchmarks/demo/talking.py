@@ -14,7 +14,7 @@ from benchmarks.demo.seeing import colour_of, count, describe, list_shapes, list
 from benchmarks.demo.words import (
     COLOURS,
     HELD_OUT_OBJECTS,
-    LARGEST_NUMBER,
+    LARGEST_TRAINED,
     OBJECTS,
     any_name,
     listed,
@@ -268,7 +268,7 @@ ABOUT_NOTHING: dict[str, tuple[float, Callable[..., Dialogue]]] = {
 }
 """Generator of each kind of dialogue, with its share in training."""
 
-assert LARGEST_NUMBER <= 49  # two digits hold a sum
+assert LARGEST_TRAINED <= 49  # two digits hold a sum
 
 
 def _maybe(draw: np.random.Generator, trace: tuple[str, ...]) -> tuple[str, ...] | None:

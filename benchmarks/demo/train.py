@@ -23,7 +23,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.demo.batches import Batch, BatchMaker, batches
+from benchmarks.demo.batches import GROUNDS, Batch, BatchMaker, batches
 from benchmarks.demo.forward import CellHeads
 from benchmarks.demo.losses import batch_losses
 from benchmarks.demo.optimiser import optimisers
@@ -48,7 +48,7 @@ class Run:
         self.tokenizer = tokenizers.Tokenizer.from_file(str(words))
         self.config = demo_config(self.tokenizer)
         self.model = fresh_model(self.config, seed).to(device)
-        self.heads = CellHeads(self.config.text.dim, len(KINDS), len(COLOURS)).to(device)
+        self.heads = CellHeads(self.config.text.dim, len(KINDS), len(COLOURS), len(GROUNDS)).to(device)
         self.optimisers = optimisers(self.model, self.heads, muon_lr=muon_lr, adam_lr=adam_lr)
         self.step = 0
         if self._state.exists():

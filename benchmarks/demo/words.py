@@ -31,6 +31,7 @@ BACKGROUNDS = ("plain", "noisy", "gradient")
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
 
 LARGEST_NUMBER = 20  # of a sum or a difference
+LARGEST_TRAINED = 49  # of half of those in training: too many pairs to know by heart, so that it learns to carry
 
 NAMES = listed(
     "Alice Bob Carol David Emma Frank Grace Henry Isabel Jack Kate Liam Maria Noah Olivia Paul Quinn Rosa Sam Tom "
@@ -79,9 +80,10 @@ def any_name(draw: np.random.Generator, *, held_out: bool = False) -> str:
 
 
 def number_pair(draw: np.random.Generator, *, held_out: bool = False) -> tuple[int, int]:
-    """Two numbers from 0 to LARGEST_NUMBER of the asked split."""
+    """Two numbers of the asked split: from 0 to LARGEST_NUMBER, or half of what is seen to LARGEST_TRAINED."""
+    largest = LARGEST_TRAINED if not held_out and draw.random() < 0.5 else LARGEST_NUMBER
     while True:
-        a, b = (int(n) for n in draw.integers(0, LARGEST_NUMBER + 1, 2))
+        a, b = (int(n) for n in draw.integers(0, largest + 1, 2))
         if held_out_pair(a, b) is held_out:
             return a, b
 
