@@ -123,9 +123,7 @@ def poem(subject: str) -> str:
 
 
 def poem_subject(draw: np.random.Generator, *, held_out: bool = False) -> str:
-    """A subject: half are made up, of the others the moon comes most often; or, with `held_out`, one that training never
-    names.
-    """
+    """A subject: half are made up, of the others the moon comes most often; `held_out`: one never trained."""
     if held_out:
         return _HELD_OUT[int(draw.integers(len(_HELD_OUT)))]
     way = draw.random()

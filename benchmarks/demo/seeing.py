@@ -246,16 +246,16 @@ def odd(draw: np.random.Generator, scene: Scene) -> Dialogue:
 
 
 ABOUT_A_PICTURE: dict[str, tuple[float, Callable[[np.random.Generator, Scene], Dialogue | None]]] = {
-    "describe": (1.8, describe),
-    "caption": (2.2, caption),
-    "list": (0.6, list_shapes),
-    "count": (2.5, count),
+    "describe": (2.2, describe),
+    "caption": (3.3, caption),
+    "list": (1.5, list_shapes),
+    "count": (4.5, count),
     "colour": (1.3, colour_of),
     "shape": (1.0, shape_of),
-    "presence": (2.2, presence),
-    "relation": (1.2, relation),
+    "presence": (2.9, presence),
+    "relation": (3.0, relation),
     "background": (0.8, background),
-    "objects": (8.0, objects),
+    "objects": (4.8, objects),
     "place": (1.4, at_place),
     "odd": (0.25, odd),
 }

@@ -257,11 +257,11 @@ def system_message(draw: np.random.Generator) -> str:
 
 ABOUT_NOTHING: dict[str, tuple[float, Callable[..., Dialogue]]] = {
     "small talk": (0.5, _single("small talk", small_talk, 0.1)),
-    "arithmetic": (7.0, _single("arithmetic", arithmetic, 0.2)),
-    "word problem": (5.0, _single("word problem", word_problem, 0.5)),
-    "poem": (0.4, _single("poem", write_poem, 0.08)),
+    "arithmetic": (11.0, _single("arithmetic", arithmetic, 0.2)),
+    "word problem": (6.0, _single("word problem", word_problem, 0.5)),
+    "poem": (1.2, _single("poem", write_poem, 0.08)),
     "unknown": (0.5, _single("refusal", unknown, 0.08)),
-    "name": (2.0, named),
+    "name": (1.2, named),
     "fact": (0.6, fact),
     "nameless": (0.3, nameless),
     "told": (4.0, told),
