@@ -81,7 +81,7 @@ def bare(cost: Cost) -> Cost:
     return tuple(replace(part, rest=0.0) for part in cost if part.name not in small)
 
 
-def distinct_experts(rows: float, experts: int, taken: int) -> float:
+def distinct_experts(rows: int, experts: int, taken: int) -> float:
     """Expected number of experts that `rows` rows touch together."""
     return experts * (1 - (1 - taken / experts) ** rows)
 
