@@ -14,11 +14,16 @@ from benchmarks.costs import Cost, Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Bytes and FLOPs a second; without fp8, products of it run as bfloat16. `source` says where they are from."""
+    """Bytes and FLOPs a second; without fp8, products of it run as bfloat16.
+
+    kind      the type that `bf16` is of, where it is another
+    source    where they are from
+    """
 
     bandwidth: float
     bf16: float
     fp8: float | None = None
+    kind: str = "bf16"
     source: str = ""
 
     def seconds(self, part: Part) -> float:
@@ -31,8 +36,12 @@ class Rates:
         return sum(map(self.seconds, cost))
 
     def __str__(self) -> str:
-        fp8 = f"{self.fp8 / 1e12:g} in fp8" if self.fp8 else "none in fp8"
-        return f"{self.bandwidth / 1e12:g} TB/s, {self.bf16 / 1e12:g} TFLOP/s in bf16, {fp8} ({self.source})"
+        fp8 = f"{_tera(self.fp8)} in fp8" if self.fp8 else "none in fp8"
+        return f"{_tera(self.bandwidth)} TB/s, {_tera(self.bf16)} TFLOP/s in {self.kind}, {fp8} ({self.source})"
+
+
+def _tera(rate: float) -> str:
+    return f"{rate / 1e12:.0f}" if rate >= 1e15 else f"{rate / 1e12:.3g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,7 @@ CHIPS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+def add_options(parser: argparse._ActionsContainer, *, default: str | None) -> None:
     """--chip, or rates one by one, for `chosen`."""
     parser.add_argument("--chip", choices=CHIPS, default=default, help="rates by name")
     parser.add_argument("--sheet", action="store_true", help="the data sheet's, also where it is known what is reached")

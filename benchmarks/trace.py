@@ -63,9 +63,9 @@ class Trace:
         self._drained = len(self.launches)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it not
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,11 +86,11 @@ class _Operations(TorchDispatchMode):
             self._trace.starts.append(Start(kind, name, tuple(given), tuple(written)))
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it not
     """Bytes of memory on meta that is in use, and were at most."""
 
     def __init__(self, launches: list[Launch]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._launches, self._used, self.peak = launches, 0, 0
         self._known: set[int] = set()
 
