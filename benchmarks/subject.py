@@ -50,11 +50,11 @@ class Subject:
             torch.cuda.synchronize(self.model.device)
 
 
-def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """For `load`."""
+def add_options(parser: argparse.ArgumentParser, *, rounds: int, random: str | None = "200m") -> None:
+    """For `load`. Without a size of `random` weights the demo is what is loaded unless another is named."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", help='directory, file or repository id; "demo" for the built-in one')
-    source.add_argument("--random", choices=SIZES, default="200m", help="make up weights of this size")
+    source.add_argument("--random", choices=SIZES, default=random, help="make up weights of this size")
     parser.add_argument("--skew", type=float, default=0.0, help="of random routers: 0 spreads tokens evenly, 1 is much")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -71,13 +71,15 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
 
 def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentParser) -> Subject:
     """Load, and print what was loaded."""
+    if options.checkpoint is None and options.random is None:
+        options.checkpoint = "demo"
     if options.skew and options.checkpoint:
         parser.error("--skew goes with random weights")
     given = chips.chosen(options, parser)
     start = time.perf_counter()
     loaded = load_model(
         options.checkpoint or "random",
-        EngineConfig(device=options.device, dtype=options.dtype, experts=options.experts),
+        EngineConfig(device=options.device, dtype=options.dtype, experts=options.experts, progress=False),
         config=None if options.checkpoint else SIZES[options.random],
     )
     model = loaded.model
