@@ -44,6 +44,9 @@ class TracedModel:
             if not name.startswith("router")
         }
         self._weights = {storage_of(tensor) for tensor in self.model.parameters()}
+        self._unread = {
+            storage_of(tensor) for encoder in self.model.region.encoders() for tensor in vars(encoder).values()
+        }
         self._tables = {storage_of(self.model.text.wte), storage_of(self.model.text.rope)}
         self.marks: list[int] = []
         self._trace: Trace | None = None
@@ -83,6 +86,8 @@ class TracedModel:
                     if start.name == "copy_pages_kernel":  # all layers of a page, read and written
                         held += 2 * len(plan.copies) * size / cache.k.shape[1]
                     stored = start.name != "copy_pages_kernel"
+                elif place in self._unread:
+                    pass  # no row is a coordinate or a size
                 elif place in self._tables:
                     weights += rows * tensor.shape[-1] * tensor.itemsize * (place in self._weights)
                 elif place in self._weights:

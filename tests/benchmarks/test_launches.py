@@ -33,9 +33,10 @@ def test_bytes_are_the_floors(precision: str, tmp_path: Path, capsys: pytest.Cap
     for record in (one, many):
         assert record["of_floor"] == pytest.approx(1, abs=1e-4)
         assert record["copies"] == [1, 1]
-    # No part of the floor: encoders of coordinates, given to the kernel that may need them, and a page that is copied.
-    for record in (fresh, resumed, vision):
-        assert record["of_floor"] == pytest.approx(1, abs=5e-3)
+    for record in (fresh, vision):
+        assert record["of_floor"] == pytest.approx(1, abs=1e-3)
+    page = 2 * 32 / 730 * result["results"][3]["cache_bytes"]  # that is copied on write is no part of the floor
+    assert 1 < resumed["of_floor"] < 1 + 1.1 * page / resumed["floor_bytes"] + 1e-3
     assert vision["products"] == 4 * 2 + 3
     assert one["by_name"]["decode_attention_kernel"] == 4
     assert one["by_name"]["small_fc1_kernel"] == many["by_name"]["grouped_fc1_kernel"] == 2
