@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
+from benchmarks.precisions import KV_TYPES
 from mdinfer.decode_table import State
 from mdinfer.flight import Flight
 from mdinfer.model.batch import KVCache
@@ -26,7 +27,6 @@ from mdinfer.sequence import SampledToken, SamplingParams, Sequence
 from mdinfer.step_plan import StepPlan
 
 PAGE_SIZE = 32
-KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 WORD = SampledToken(20, 0, (0.0, 0.0))  # some token of text
 
 

@@ -19,12 +19,18 @@ Rate = Literal["bf16", "fp8"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Bytes of a number, and `scale` bytes for every `group` numbers (0: for a whole row)."""
+    """Bytes of a number, and `scale` bytes for every `group` numbers of a row (0: for the whole row)."""
 
     number: float
     scale: float = 0.0
     group: int = 0
     rate: Rate = "bf16"
+
+    def numbers(self, rows: float, columns: int) -> float:
+        """Bytes of a matrix without its scales; rows are made of whole groups."""
+        if self.group:
+            columns = -(-columns // self.group) * self.group
+        return self.number * rows * columns
 
     def scales(self, rows: float, columns: int) -> float:
         """Bytes of the scales of a matrix."""
@@ -32,6 +38,7 @@ class Storage:
         return self.scale * rows * groups
 
 
+# int4 may keep more than one bfloat16 for a group, such as a least value: then `scale` is 4.
 EXPERTS = {
     "float32": Storage(number=4),
     "bf16": Storage(number=2),
@@ -121,12 +128,12 @@ def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
     b, T, D, H, L = BASE[precision.dtype], step.rows, text.dim, text.n_heads, text.n_layers
     moe, dense = text.moe, min(text.moe.start_layer, L)
     A, E, inner = moe.experts_per_token, moe.num_experts, moe.expert_inner_dim
-    experts, sparse = EXPERTS[precision.experts], L - dense
+    sparse = L - dense
     touched = sparse * distinct_experts(T, E, A)
     kv, kv_scales = kv_bytes(text, precision.kv)
     matrices = 4 * D * D * L
     mlp = 2 * D * text.ff_dim * dense
-    expert = 3 * D * inner
+    numbers, scales = _expert_bytes(text, EXPERTS[precision.experts])
     return (
         Part(name="embedding", bulk=b * T * D),
         Part(name="norms", bulk=0, rest=b * 2 * D * (L + 1)),
@@ -142,10 +149,10 @@ def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
         Part(name="router", bulk=b * D * E * sparse, rest=b * E * sparse, flops=2 * D * E * sparse * T),
         Part(
             name="experts",
-            bulk=touched * (expert * experts.number + (_expert_scales(text, experts) if experts.group else 0)),
-            rest=0 if experts.group else touched * _expert_scales(text, experts),
-            flops=2 * expert * A * sparse * T,
-            rate=experts.rate,
+            bulk=touched * numbers,
+            rest=touched * scales,
+            flops=6 * D * inner * A * sparse * T,
+            rate=EXPERTS[precision.experts].rate,
         ),
         Part(
             name="head",
@@ -156,10 +163,17 @@ def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
     )
 
 
-def _expert_scales(text: TextConfig, experts: Storage) -> float:
-    """Bytes of one expert's scales; a row is an output channel."""
+def _expert_bytes(text: TextConfig, kept: Storage) -> tuple[float, float]:
+    """Of one expert: numbers with one scale of two bytes a group, if there are groups, and what scales there are else.
+
+    A row is an output channel.
+    """
     inner = text.moe.expert_inner_dim
-    return experts.scales(2 * inner, text.dim) + experts.scales(text.dim, inner)
+    shapes = ((2 * inner, text.dim), (text.dim, inner))
+    numbers = sum(kept.numbers(rows, columns) for rows, columns in shapes)
+    scales = sum(kept.scales(rows, columns) for rows, columns in shapes)
+    usual = scales * 2 / kept.scale if kept.group else 0.0
+    return numbers + usual, scales - usual
 
 
 def vision_pass(vision: VisionConfig, crops: int, precision: Precision, pictures: int = 1) -> Cost:
@@ -196,10 +210,8 @@ def unfused_vision_bytes(vision: VisionConfig, crops: int) -> float:
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:
     """All weights as the engine holds them, scales included, but for the products of the vision tower in fp8."""
     b, text = BASE[precision.dtype], config.text
-    experts = EXPERTS[precision.experts]
     sparse = text.n_layers - min(text.moe.start_layer, text.n_layers)
-    numbers = 3 * text.dim * text.moe.expert_inner_dim
-    of_experts = sparse * text.moe.num_experts * (numbers * experts.number + _expert_scales(text, experts))
+    of_experts = sparse * text.moe.num_experts * sum(_expert_bytes(text, EXPERTS[precision.experts]))
     step = text_step(text, decoding(1, 0), precision)
     held = sum(part.bytes for part in step if part.name not in ("embedding", "experts", "keys and values"))
     table = b * text.vocab_size * text.dim

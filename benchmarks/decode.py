@@ -58,11 +58,10 @@ class Contender:
 
 def contenders(on: Subject, options: argparse.Namespace) -> list[Contender]:
     tokens = max(options.tokens, _WARM_UP) + 2
-    gpu = on.model.device.type == "cuda"
     found = []
     for size in options.batch:
-        batch = Batch(on.model, size, options.prompt, tokens, kv=options.kv, graphs=gpu and not options.no_graphs)
-        found.append(Contender(f"mdinfer, batch {size}", size, _steps_of(batch, options.prompt, ahead=gpu)))
+        batch = Batch(on.model, size, options.prompt, tokens, kv=options.kv, graphs=options.graphs)
+        found.append(Contender(f"mdinfer, batch {size}", size, _steps_of(batch, options.prompt, ahead=options.ahead)))
     if options.plain:
         found.append(Contender("plain torch", 1, lambda: _plain(on, options.prompt, tokens)))
     return found
@@ -114,13 +113,13 @@ def measure(on: Subject, options: argparse.Namespace) -> list[dict[str, Any]]:
                 contender.prefill.append(ms)
                 contender.decode.append([])
         count = options.tokens if turn else _WARM_UP
-        if on.model.device.type == "cuda":
+        if options.ahead:
             order = [(contender, step) for contender, step in zip(found, steps, strict=True) for _ in range(count)]
         else:
             order = [pair for _ in range(count) for pair in zip(found, steps, strict=True)]
         before = None
         for contender, step in order:
-            if contender is not before and on.model.device.type == "cuda":
+            if contender is not before and options.ahead:
                 step()  # after it one is always under way
             before = contender
             ms = _timed(step)
@@ -152,6 +151,9 @@ def measure_spread(on: Subject, size: int, kv: str) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options, parser = _parse(argv)
     on = subject.load("decode", options, parser)
+    for name in ("graphs", "ahead"):
+        if getattr(options, name) is None:
+            setattr(options, name, on.model.device.type == "cuda")
     result: dict[str, Any] = {**on.header, "prompt": options.prompt, "tokens": options.tokens}
     if not options.no_vision:
         [seen] = measure_vision(on, [crops_of(850, 600, on)], 1, options.rounds)
@@ -199,7 +201,13 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Argumen
     parser.add_argument("--tokens", type=int, default=32, help="tokens to decode after each prefill")
     parser.add_argument("--plain", action="store_true", help="compare with a plain torch decoder (CPU, no fp8)")
     parser.add_argument("--no-vision", action="store_true")
-    parser.add_argument("--no-graphs", action="store_true", help="launch each kernel of a step by itself")
+    for name, what in (
+        ("graphs", "run decoding steps on fixed buffers"),
+        ("ahead", "launch a step before the last is read"),
+    ):
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what}; on a GPU so unless denied"
+        )
     options = parser.parse_args(argv)
     if options.plain and options.experts not in ("auto", "bf16"):
         parser.error("--plain has no quantised experts")

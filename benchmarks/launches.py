@@ -26,7 +26,8 @@ from benchmarks import costs
 from benchmarks.batch import Batch
 from benchmarks.costs import Precision, decoding, prefilling
 from benchmarks.host import host_times
-from benchmarks.movement import EXPERT_TYPES, Moved, TracedModel
+from benchmarks.movement import Moved, TracedModel
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
 from benchmarks.report import environment, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import Trace
@@ -177,7 +178,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_config_options(parser)
     parser.add_argument("--experts", choices=EXPERT_TYPES, default="bf16")
-    parser.add_argument("--kv", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--kv", choices=KV_TYPES, default="bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--context", type=int, default=800, help="positions before a decoding step")
     parser.add_argument("--steps", type=int, default=300, help="whose host time is measured")

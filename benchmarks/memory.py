@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 
 from benchmarks.costs import Precision, weight_bytes
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
 from benchmarks.report import markdown, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import allocating
@@ -32,8 +33,7 @@ from mdinfer.options import EngineConfig
 from mdinfer.workspace import whole_workspace, worst_steps
 
 CARDS = (8, 12, 16, 24, 32, 48, 80, 141)
-EXPERTS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int4": torch.bfloat16}  # of the model that is counted
-KV = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+EXPERTS = ("bf16", "fp8", "int4")
 SPARING: dict[str, Any] = {
     "max_batch_size": 8, "prefill_tokens": 1024, "vision_crops": 4, "image_cache": 8, "cuda_graphs": False
 }  # fmt: skip
@@ -51,17 +51,16 @@ class Need:
     @classmethod
     def of(cls, config: ModelConfig, experts: str, kv: str, options: EngineConfig) -> Need:
         with allocating() as loaded:
-            model = Moondream(config, dtype=torch.bfloat16, expert_dtype=EXPERTS[experts], device=_META)
+            model = Moondream(config, dtype=torch.bfloat16, expert_dtype=EXPERT_TYPES.get(experts), device=_META)
         weights = loaded()
-        if experts == "int4":
-            bytes_of = {name: weight_bytes(config, Precision(experts=name)) for name in ("bf16", "int4")}
-            weights += bytes_of["int4"] - bytes_of["bf16"]
-        steps = step_bytes(model, options, KV[kv])
+        if experts not in EXPERT_TYPES:
+            weights += weight_bytes(config, Precision(experts=experts)) - weight_bytes(config, Precision())
+        steps = step_bytes(model, options, KV_TYPES[kv])
         text, size = config.text, options.page_size
         return cls(
             weights=weights,
             workspace=whole_workspace(model, options, steps=steps, graphs=options.cuda_graphs is not False),
-            page=KVCache.bytes_per_page(text.n_layers, text.n_heads, text.head_dim, size, KV[kv]),
+            page=KVCache.bytes_per_page(text.n_layers, text.n_heads, text.head_dim, size, KV_TYPES[kv]),
         )
 
 
@@ -79,7 +78,7 @@ def requests(config: ModelConfig, need: Need, kv: str, options: EngineConfig, ca
             config.text,
             options,
             max_context=config.text.max_context,
-            dtype=KV[kv],
+            dtype=KV_TYPES[kv],
             device=torch.device("cuda"),
             workspace=need.workspace,
             free=card - need.weights,
@@ -93,14 +92,14 @@ def measure(config: ModelConfig, options: argparse.Namespace) -> dict[str, Any]:
     choices = {"": EngineConfig(), "*": EngineConfig(**SPARING)}
     needs = {
         (experts, kv, mark): Need.of(config, experts, kv, chosen)
-        for experts, kv in itertools.product(options.experts, KV)
+        for experts, kv in itertools.product(options.experts, KV_TYPES)
         for mark, chosen in choices.items()
     }
     cards = []
     for gib in options.card:
         room = round((gib - options.reserved) * 2**30)
         cells = {}
-        for experts, kv in itertools.product(options.experts, KV):
+        for experts, kv in itertools.product(options.experts, KV_TYPES):
             counts = {
                 mark: requests(config, needs[experts, kv, mark], kv, chosen, room, options.tokens)
                 for mark, chosen in choices.items()

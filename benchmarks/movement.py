@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from benchmarks.costs import distinct_experts
+from benchmarks.precisions import EXPERT_TYPES
 from benchmarks.trace import Start, Trace, storage_of, traced
 from mdinfer.config import ModelConfig
 from mdinfer.model.batch import KVCache
 from mdinfer.model.moe import ExpertMlp
 from mdinfer.model.moondream import Moondream
 from mdinfer.step_plan import StepPlan
-
-EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

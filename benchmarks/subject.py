@@ -22,7 +22,7 @@ from benchmarks.report import environment, median
 from benchmarks.roofline import Floors
 from benchmarks.sizes import SIZES
 from mdinfer.kernels import Routing, moe_route
-from mdinfer.loading import Loaded, describe_precision, load_model
+from mdinfer.loading import Loaded, describe_precision, load_model, parameter_count
 from mdinfer.memory import format_bytes
 from mdinfer.model.moe import ExpertMlp
 from mdinfer.model.moondream import Moondream
@@ -94,7 +94,7 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
         "benchmark": benchmark,
         "environment": environment(model.device),
         "model": options.checkpoint or f"random {options.random}" + (f", skew {options.skew:g}" * bool(options.skew)),
-        "parameters": sum(t.numel() for t in model.weights().values()),
+        "parameters": parameter_count(model.config),
         "precision": describe_precision(model) + ("" if options.kv == "auto" else f", cache {options.kv}"),
         "load_s": ready,
         "rates": str(rates) if rates else None,
@@ -107,18 +107,16 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
     return Subject(
         loaded=loaded,
         header=header,
-        precision=_precision(model, options),
+        precision=_precision(model, options.kv),
         floors=Floors(model.config, rates) if rates else None,
     )
 
 
-def _precision(model: Moondream, options: argparse.Namespace) -> Precision:
+def _precision(model: Moondream, kv: str) -> Precision:
     base = _NAMES[model.dtype]
     kinds = {t.dtype for layer in _routers(model) for n, t in layer.named_parameters() if n.endswith(".weight")}
-    experts = next((_NAMES[kind] for kind in kinds if kind != model.dtype and kind in _NAMES), base)
-    if options.experts not in ("auto", "bf16"):
-        experts = options.experts
-    return Precision(dtype=base, experts=experts, kv=base if options.kv == "auto" else options.kv)
+    experts = next((_NAMES.get(kind, "int4") for kind in kinds if kind != model.dtype), base)
+    return Precision(dtype=base, experts=experts, kv=base if kv == "auto" else kv)
 
 
 def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:

@@ -34,12 +34,17 @@ def tiling_of(crops: int) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def measure_vision(on: Subject, counts: list[int], pictures: int, rounds: int) -> list[dict[str, Any]]:
-    """A record for each crop count, of that many pictures in one pass; counts take turns, the first round warms up."""
+def measure_vision(
+    on: Subject, counts: list[int], pictures: int, rounds: int, graphed: bool | None = None
+) -> list[dict[str, Any]]:
+    """A record for each crop count, of that many pictures in one pass; counts take turns, the first round warms up.
+
+    graphed    on fixed buffers, which on a GPU are recorded; None: on a GPU
+    """
     model = on.model
     side, draw = model.config.vision.crop_size, np.random.default_rng(0)
     graphs = None
-    if model.device.type == "cuda":
+    if graphed or (graphed is None and model.device.type == "cuda"):
         graphs = VisionGraphs(model.vision, max(counts) * pictures, model.device, GraphPool(model.device))
     times: dict[int, list[float]] = {count: [] for count in counts}
     for turn in range(rounds + 1):

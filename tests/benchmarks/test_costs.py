@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.costs import (
+    EXPERTS,
     KV,
     Precision,
     bare,
@@ -67,6 +70,21 @@ def test_int4_has_a_scale_for_every_128_numbers() -> None:
     assert whole - half == numbers * (2 - 0.5 - 2 / 128)
     cost = {part.name: part for part in text_step(text, decoding(10_000, 0), Precision(experts="int4"))}
     assert cost["experts"].bytes == pytest.approx(numbers * (0.5 + 2 / 128))
+
+
+def test_groups_are_whole_and_may_keep_more_than_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 inputs take a group of 128; a second number for each group is no part of the usual estimate."""
+    config = SIZES["200m-64x8"]
+    precision = Precision(experts="int4")
+    before = text_step(config.text, decoding(1, 0), precision)
+    inner, dim, experts = config.text.moe.expert_inner_dim, config.text.dim, 8 * 64
+    assert inner == 64
+    groups = 2 * inner * dim // 128 + dim
+    whole = weight_bytes(config, precision)
+    assert whole - weight_bytes(config, Precision()) == experts * (groups * (64 + 2) - 2 * 3 * dim * inner)
+    monkeypatch.setitem(EXPERTS, "int4", replace(EXPERTS["int4"], scale=4))
+    assert weight_bytes(config, precision) - whole == experts * groups * 2
+    assert bare(text_step(config.text, decoding(1, 0), precision)) == bare(before)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16, 64])

@@ -47,6 +47,14 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 <= two["experts"] <= 4 and two["evenly"] == pytest.approx(3.75)
 
 
+def test_steps_as_on_a_gpu() -> None:
+    """On fixed buffers, and each launched before the last is read: as many are timed."""
+    size = ["--random", "20m", "--device", "cpu", "--prompt", "8", "--tokens", "3", "--rounds", "2", "--no-vision"]
+    result = decode.main([*size, "--batch", "1", "2", "--graphs", "--ahead"])
+    for record in result["results"]:
+        assert record["decode_ms"] > 0 and len(record["repeats"]["decode_ms"]) == 2
+
+
 def test_floors_are_those_of_the_rates_given(capsys: pytest.CaptureFixture[str]) -> None:
     size = [
         "--random",
@@ -117,6 +125,11 @@ def test_vision_by_crops(tmp_path: Path) -> None:
     assert 0 < few["floor_ms"] < many["floor_ms"] < 2 * few["floor_ms"]
     assert many["repeats"]["vision_ms"] == [many["vision_ms"]]
     assert [vision.tiling_of(n) for n in (2, 9, 13)] == [(1, 1), (2, 4), (3, 4)]
+
+
+def test_vision_passes_as_on_a_gpu() -> None:
+    [record] = vision.measure_vision(load("--random", "20m", "--device", "cpu"), [2], 2, 1, graphed=True)
+    assert record["vision_ms"] > 0 and record["pictures"] == 2
 
 
 def test_prefill_by_length_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import memory
-from benchmarks.memory import KV, Need, requests, step_bytes
+from benchmarks.memory import Need, requests, step_bytes
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
 from benchmarks.sizes import SIZES
 from benchmarks.trace import storage_of
 from mdinfer.config import ModelConfig
@@ -32,11 +33,11 @@ def held(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("size", ["20m", "tiny-a"])
-@pytest.mark.parametrize("experts", ["bf16", "fp8"])
+@pytest.mark.parametrize("experts", EXPERT_TYPES)
 def test_weights_are_what_a_real_model_takes(size: str, experts: str) -> None:
     """Up to what the allocator rounds up to: 512 bytes for each tensor."""
     config = SIZES.get(size) or ModelConfig.from_file(GOLDEN / "checkpoints" / size / "config.json")
-    model = Moondream(config, dtype=torch.bfloat16, expert_dtype=KV[experts], device="cpu")
+    model = Moondream(config, dtype=torch.bfloat16, expert_dtype=EXPERT_TYPES[experts], device="cpu")
     counted = Need.of(config, experts, "bf16", EngineConfig(max_batch_size=2)).weights
     tensors = sum(1 for _ in model.parameters()) + 2  # RoPE's table and the padded patches
     assert 0 <= counted - held(model) < 512 * tensors
@@ -63,7 +64,7 @@ def test_the_workspace_grows_with_what_makes_steps_large() -> None:
 def test_the_cache_is_no_part_of_the_workspace() -> None:
     """So its precision changes next to nothing."""
     model = Moondream(ModelConfig(), dtype=torch.bfloat16, device=torch.device("meta"))
-    plain, fp8 = (step_bytes(model, EngineConfig(), dtype) for dtype in KV.values())
+    plain, fp8 = (step_bytes(model, EngineConfig(), dtype) for dtype in KV_TYPES.values())
     assert plain == pytest.approx(fp8, rel=0.02)
 
 
