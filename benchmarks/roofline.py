@@ -35,6 +35,7 @@ from benchmarks.costs import (
 )
 from benchmarks.report import table, write_json
 from benchmarks.sizes import SIZES
+from mdinfer import demo
 from mdinfer.checkpoint import find_checkpoint
 from mdinfer.config import ModelConfig
 from mdinfer.image import image_tiling
@@ -197,6 +198,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def chosen_config(options: argparse.Namespace) -> ModelConfig:
     if not options.checkpoint:
         return SIZES[options.size]
+    if options.checkpoint == demo.NAME:
+        return demo.demo_config()
     if Path(options.checkpoint).suffix == ".json":
         return ModelConfig.from_file(options.checkpoint)
     return find_checkpoint(options.checkpoint).config

@@ -107,6 +107,15 @@ def test_pairs_are_those_that_prompts_ask_for(words: int, cached: int) -> None:
     assert (step.rows, step.cached, step.logits) == (3 * (len(prompt) - cached), 3 * cached, 3)
 
 
+def test_a_decoding_row_scores_what_is_cached_and_itself() -> None:
+    step = decoding(3, 100)
+    assert (step.rows, step.logits, step.cached, step.pairs) == (3, 3, 300, 303)
+    text = ModelConfig().text
+    [cache] = [part for part in text_step(text, step, Precision()) if part.name == "keys and values"]
+    assert cache.flops == 303 * 24 * 32 * (2 * 2 * 64)  # a pair is two products over 64 dimensions in each head
+    assert cache.bytes == 303 * 24 * 2 * 32 * 64 * 2
+
+
 def test_vision_work_grows_with_crops_and_its_weights_do_not() -> None:
     config = ModelConfig().vision
     few, many = ({part.name: part for part in vision_pass(config, crops, Precision())} for crops in (2, 12))
