@@ -19,7 +19,7 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import median, table
+from benchmarks.report import table
 
 CONFIDENCE = 0.95
 _MORE_IS_BETTER = ("_per_s", "ratio", "hits", "per_core")
@@ -30,7 +30,7 @@ _SAME = ("device", "threads", "torch", "triton")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """value, and its band where there are repeats."""
+    """value as reported, and the band of its repeats' median where there are any."""
 
     value: float
     band: tuple[float, float] | None = None
@@ -73,9 +73,10 @@ def _figures(node: Any, path: str) -> Iterator[tuple[tuple[str, str], Figure]]:
     repeats = node.get("repeats")
     repeats = repeats if isinstance(repeats, dict) else {}
     for key, value in node.items():
-        if isinstance(repeats.get(key), list) and repeats[key]:
-            yield (path, key), Figure(value=median(repeats[key]), band=band(repeats[key]))
-        elif isinstance(value, int | float) and not isinstance(value, bool) and _is_figure(key):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and isinstance(repeats.get(key), list) and repeats[key]:
+            yield (path, key), Figure(value=float(value), band=band(repeats[key]))
+        elif number and _is_figure(key):
             yield (path, key), Figure(value=float(value))
         elif key not in ("repeats", "environment", "needs") or (key == "repeats" and not _lists(value)):
             yield from _figures(value, path)
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What makes two files hard to compare."""
     places = [result.get("environment", {}) for result in (old, new)]
-    for key in ("model", "precision", "prompt", "tokens"):
+    for key in ("model", "precision", "prompt", "tokens", "graphs", "ahead", "experts", "kv", "context", "caches"):
         if old.get(key) != new.get(key):
             yield f"DIFFERENT {key}: {old.get(key)} and {new.get(key)}"
     for key in _SAME:

@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name in ("graphs", "ahead"):
         if getattr(options, name) is None:
             setattr(options, name, on.model.device.type == "cuda")
-    result: dict[str, Any] = {**on.header, "prompt": options.prompt, "tokens": options.tokens}
+    given = {name: getattr(options, name) for name in ("prompt", "tokens", "graphs", "ahead")}
+    result: dict[str, Any] = {**on.header, **given}
     if not options.no_vision:
         [seen] = measure_vision(on, [crops_of(850, 600, on)], 1, options.rounds)
         result["vision"] = seen

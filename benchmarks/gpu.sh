@@ -67,7 +67,7 @@ else
   workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8")
   few=() tests=tests/kernels golden=()
   model=(--random full --dtype bfloat16 --rounds 3)
-  decode=(--batch 1 4 16 64 --prompt 800 --tokens 32) vision=() prefill=() counted=() pictures=()
+  decode=(--batch 1 4 16 64 --prompt 800 --tokens 32) vision=() prefill=() counted=() pictures=(--seconds 0.5)
   charts=(--random full --dtype bfloat16 --clients 1 4 16 64 --rounds 2)
 fi
 

@@ -87,8 +87,8 @@ def measure_charts(engine: mdinfer.Engine, on: Subject, options: argparse.Namesp
                 seed = options.seed + turn * _ROUNDS_APART
                 items = own or drawn(count, seed, _tokens_of(engine), engine.config.tokenizer.templates.query)
                 namespace = f"{tokens} {clients} {turn}"
-                for state, found in runs.items():
-                    run = ask(engine, items, clients, tokens, namespace if options.caches else f"{namespace} {state}")
+                for found in runs.values():
+                    run = ask(engine, items, clients, tokens, namespace)
                     if turn:
                         found.append(run)
             for state, found in runs.items():

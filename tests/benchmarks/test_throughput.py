@@ -17,7 +17,7 @@ from benchmarks import soak, throughput
 from benchmarks.charts import Item, drawn, from_folder
 from benchmarks.load_mix import chart, endless, mixed_requests
 from mdinfer.config import Template
-from tests.golden_data import load_engine
+from tests.golden_data import checkpoint, load_engine
 
 
 def test_requests_are_of_all_kinds_and_the_same_for_the_same_seed() -> None:
@@ -107,6 +107,17 @@ def test_nothing_is_found_without_caches() -> None:
     size = ["--load", "charts", "--clients", "2", "--answers", "2", "--least", "5", "--rounds", "1", "--no-caches"]
     for record in throughput.main(["--device", "cpu", *size])["charts"]:
         assert (record["found"], record["encoded"]) == (0, record["requests"])
+
+
+def test_answers_of_a_checkpoint_about_ones_own_pictures_end_by_themselves(tmp_path: Path) -> None:
+    chart(1, (64, 48)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("What?\nWho?\n")
+    size = ["--folder", str(tmp_path), "--until-done", "--clients", "2", "--rounds", "1", "--device", "cpu"]
+    clean, again = throughput.main(["--checkpoint", str(checkpoint("tiny-a")), *size])["charts"]
+    assert clean["requests"] == again["requests"] == 2
+    assert (clean["encoded"], again["encoded"]) == (1, 0)
+    assert clean["found"] < again["found"]
+    assert clean["tokens_per_s"] > 0
 
 
 def test_so_many_requests_are_under_way_and_the_first_fault_ends_all() -> None:
