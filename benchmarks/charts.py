@@ -9,14 +9,13 @@ a line.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load_mix import chart
+from benchmarks.load_mix import chart, png
 from benchmarks.roofline import QUESTION, QUESTIONS_PER_PICTURE
 from mdinfer.config import Template
 from mdinfer.request import Query
@@ -42,19 +41,13 @@ class Item:
 def drawn(count: int, seed: int, tokens_of: Callable[[str], int], template: Template) -> list[Item]:
     """`count` questions; other seeds give other pictures. `tokens_of` says how many tokens a text has."""
     draw = np.random.default_rng(seed)
-    pictures = [_file(seed * 100_003 + i) for i in range(max(1, round(count / QUESTIONS_PER_PICTURE)))]
+    pictures = [png(chart(seed * 100_003 + i)) for i in range(max(1, round(count / QUESTIONS_PER_PICTURE)))]
     length = QUESTION - len(template.prefix) - len(template.suffix)
     order = draw.permutation(count)
     return [
         Item(picture=pictures[int(i) * len(pictures) // count], question=_question(draw, length, tokens_of))
         for i in order
     ]
-
-
-def _file(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    chart(seed).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _question(draw: np.random.Generator, length: int, tokens_of: Callable[[str], int]) -> str:

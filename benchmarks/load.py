@@ -64,10 +64,12 @@ def bodies(options: argparse.Namespace) -> list[bytes]:
     """The requests, made before the clock starts."""
     rng = random.Random(options.seed)
     width, height = options.image_size
-    pictures = [picture(i, width, height) for i in range(options.distinct_images if options.images else 0)]
+    pictures = [
+        picture(options.seed + i, width, height) for i in range(options.distinct_images if options.images else 0)
+    ]
     made = []
     for i in range(options.requests):
-        text = f"Question {i}: what of " + " ".join(rng.choices(WORDS, k=options.prompt_words)) + "?"
+        text = f"Question {options.seed}.{i}: what of " + " ".join(rng.choices(WORDS, k=options.prompt_words)) + "?"
         urls = [pictures[(i * options.images + j) % len(pictures)] for j in range(options.images)]
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         body = {
@@ -83,19 +85,29 @@ def bodies(options: argparse.Namespace) -> list[bytes]:
     return made
 
 
-async def send(connection: Connection, body: bytes) -> Record:
+async def send(connection: Connection, body: bytes, timeout: float) -> Record:
     record = Record(time.perf_counter())
     try:
-        response = await connection.request("POST", "/chat/completions", body)
-        if response.status != 200:
-            await connection.body()
-            record.error = f"status {response.status}"
-        else:
-            await _read_stream(connection, record)
+        await asyncio.wait_for(_exchange(connection, body, record), timeout)
     except HttpError as error:
         record.error = f"connection: {error}"
+    except asyncio.TimeoutError:
+        record.error = f"no end within {timeout:g} s"
+        connection.close()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        record.error = f"an answer of another shape: {type(error).__name__}"
+        connection.close()
     record.end = time.perf_counter()
     return record
+
+
+async def _exchange(connection: Connection, body: bytes, record: Record) -> None:
+    response = await connection.request("POST", "/chat/completions", body)
+    if response.status == 200:
+        await _read_stream(connection, record)
+    else:
+        await connection.body()
+        record.error = f"status {response.status}"
 
 
 async def _read_stream(connection: Connection, record: Record) -> None:
@@ -130,11 +142,11 @@ async def run(options: argparse.Namespace, requests: Sequence[bytes]) -> list[Re
 
     async def worker() -> list[Record]:
         async with Connection(options.url, headers) as connection:
-            return [await send(connection, body) for body in waiting]
+            return [await send(connection, body, options.timeout) for body in waiting]
 
     async def single(body: bytes) -> Record:
         async with Connection(options.url, headers) as connection:
-            return await send(connection, body)
+            return await send(connection, body, options.timeout)
 
     if options.rate is None:
         rows = await asyncio.gather(*(worker() for _ in range(options.concurrency)))
@@ -207,7 +219,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=0, help="pictures in each request")
     parser.add_argument("--image-size", type=_size, default=(1024, 768), metavar="WxH")
     parser.add_argument("--distinct-images", type=int, default=16)
-    parser.add_argument("--warm-up", type=int, default=2, help="requests before the clock starts")
+    parser.add_argument("--warm-up", type=int, default=2, help="other requests before the clock starts")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="of a request")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args(argv)
@@ -220,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     requests = bodies(options)
     if options.warm_up:
-        asyncio.run(run(argparse.Namespace(**{**vars(options), "rate": None}), requests[: options.warm_up]))
+        others = {"seed": options.seed + 1_000_000, "requests": options.warm_up, "rate": None}
+        warm_up = argparse.Namespace(**{**vars(options), **others})
+        asyncio.run(run(warm_up, bodies(warm_up)))
     begin = time.perf_counter()
     records = asyncio.run(run(options, requests))
     found = summary(records, time.perf_counter() - begin)

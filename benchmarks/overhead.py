@@ -64,6 +64,10 @@ class InstantEngine:
             self._work.set()
         return handle
 
+    @property
+    def full(self) -> bool:
+        return False
+
     def description(self) -> str:
         return "instant"
 

@@ -53,6 +53,8 @@ def served() -> Iterator[Target]:
             raise SystemExit(f"the server did not start: {line}{process.stderr.read()}")
         target = Target(int(found[1]), process.pid)
         asyncio.run(_until_ready(target))
+        target.known = asyncio.run(siege_attacks.known_answer(target))
+        assert target.known is not None
         yield target
     finally:
         process.kill()

@@ -1,4 +1,8 @@
-"""How long /health takes, watched from a process of its own: a load generator's own work must not count."""
+"""How long /health takes, watched from a process of its own: a load generator's own work must not count.
+
+Requests are due at fixed times, and each is timed from when it was due: one that is late keeps those behind it waiting,
+as it would other clients.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from multiprocessing.connection import Connection as Pipe
 
 from benchmarks.http_client import Connection
 
-PAUSE = 0.005
+INTERVAL = 0.01
 
 
 @asynccontextmanager
@@ -41,10 +45,11 @@ def _watch(pipe: Pipe, url: str) -> None:
 async def _health(pipe: Pipe, url: str) -> list[float]:
     times = []
     async with Connection(url) as connection:
+        due = time.perf_counter()
         while not pipe.poll():
-            begin = time.perf_counter()
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             await connection.request("GET", "/health")
             await connection.body()
-            times.append((time.perf_counter() - begin) * 1e3)
-            await asyncio.sleep(PAUSE)
+            times.append((time.perf_counter() - due) * 1e3)
+            due += INTERVAL
     return times

@@ -22,7 +22,6 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _CHUNK = 1 << 20  # characters percent-decoded at a time, which bounds the temporary arrays
 _PIECE = 1 << 15  # characters decoded at a time: each holds the interpreter, for a tenth of a millisecond
-_PIECE = 1 << 18  # characters decoded at a time: under a millisecond
 
 _HEX = np.full(256, 255, np.uint8)
 _HEX[list(b"0123456789abcdef")] = range(16)

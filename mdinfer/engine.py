@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,14 @@ from mdinfer.errors import (
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
-from mdinfer.image import open_picture
+from mdinfer.image import open_picture, read_file
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
 from mdinfer.pages import PagePool
-from mdinfer.pictures import LoadedPicture, PictureStore
+from mdinfer.pictures import LoadedPicture, PictureStore, file_digest
 from mdinfer.prefill_step import StepBudget
 from mdinfer.prefix_cache import PrefixCache
 from mdinfer.reader_pool import ReaderPool
@@ -52,6 +52,7 @@ from mdinfer.skill_calls import SkillCalls
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
 from mdinfer.task import Task
+from mdinfer.warm_up import warm_up_requests
 from mdinfer.workspace import workspace_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class Engine(SkillCalls):
             )
         self._context = Context(config=model.config, tokenizer=loaded.tokenizer, max_context=self.max_context)
         threads = options.image_threads or min(16, os.cpu_count() or 1)
-        self._readers: ReaderPool[Task] = ReaderPool(threads)
+        # As many as may be admitted at once, and those that are read meanwhile.
+        self._readers: ReaderPool[Task] = ReaderPool(threads, options.max_batch_size + threads)
         runner = Runner(
             model,
             self._cache,
@@ -125,7 +127,14 @@ class Engine(SkillCalls):
         overlap = on_gpu if options.overlap == "auto" else options.overlap
         remedy = "give kv_memory= a smaller size, or cuda_graphs=False"
         with explained_shortage("the CUDA graphs", model.device, remedy) if graphs else nullcontext():
-            self._loop = EngineLoop(scheduler, runner, self._pictures, overlap=overlap, progress=options.progress)
+            self._loop = EngineLoop(
+                scheduler,
+                runner,
+                self._pictures,
+                overlap=overlap,
+                progress=options.progress,
+                admitted=self._readers.release,
+            )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -248,23 +257,34 @@ class Engine(SkillCalls):
             task.due = task.submitted + timeout
             self._loop.watch(task)
         if compiled.pictures:
-            self._readers.submit(task, self._read_pictures, self._refuse)
+            self._readers.submit(task, task.sequence.rank, self._read_pictures, self._refuse)
         else:
             self._start(task)
         return handle
 
     def warm_up(self) -> None:
-        """Answer one short question, so that the first real one does not pay for one-time set-up."""
-        self.query(None, "?", temperature=0, max_tokens=2)
+        """Answer short requests, so that the first real one does not pay for one-time set-up.
+
+        On a GPU of every kind, for kernels are compiled when they are first used; on a CPU, which takes its time for
+        a picture and has nothing to compile, of text.
+        """
+        for request in warm_up_requests(pictures=self._loaded.model.device.type == "cuda"):
+            with suppress(PromptTooLongError):  # where max_context leaves no room for a picture
+                self.submit(request).result()
 
     @property
     def healthy(self) -> bool:
-        """True while the loop runs; False once closed or failed."""
+        """True while the loop runs; False once closed or failed, or while one step lasts for minutes."""
         return self._loop.healthy
+
+    @property
+    def full(self) -> bool:
+        """True while a request more would raise QueueFullError."""
+        return len(self._tasks) >= self._most_tasks
 
     def stats(self) -> EngineStats:
         """What runs and waits now, and what was done since the engine was loaded."""
-        return self._loop.stats()
+        return self._loop.stats(len(self._tasks))
 
     def description(self) -> str:
         """A few lines for people: device, precision, memory, how much runs at once."""
@@ -297,11 +317,11 @@ class Engine(SkillCalls):
         self.close()
 
     def _check_alive(self) -> None:
-        if not self._loop.healthy:
+        if not self._loop.alive:
             raise self._loop.dead()
 
     def _check_room(self) -> None:
-        if len(self._tasks) >= self._most_tasks:
+        if self.full:
             raise QueueFullError(
                 f"{len(self._tasks)} requests wait or run, the limit is {self._most_tasks}: try again later, "
                 "or load the engine with a larger max_queue"
@@ -351,10 +371,21 @@ class Engine(SkillCalls):
         self._loop.add(task)
 
     def _prepare(self, picture: Picture, namespace: str | None = None) -> LoadedPicture:
-        """Read a picture; with a namespace, one that is known there need not be cut and seen again."""
+        """Read a picture; with a namespace, one that is known there need not be cut and seen again, nor decoded if it
+        comes in a file that is known.
+        """
         source = picture.source
         if isinstance(source, EncodedImage):
             return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
+        if isinstance(source, str | os.PathLike) and not picture.data_url:
+            source = read_file(source, picture.param)
+        elif isinstance(source, bytearray | memoryview):
+            source = bytes(source)  # what is hashed must be what is decoded
+        file = None
+        if namespace is not None and isinstance(source, str | bytes):
+            file = file_digest(source)
+            if (seen := self._pictures.in_file(file, namespace)) is not None:
+                return seen
         if picture.data_url:
             source = decode_data_url(str(source), param=picture.param)
         opened = open_picture(
@@ -365,6 +396,8 @@ class Engine(SkillCalls):
             param=picture.param,
         )
         known = self._pictures.known(opened.digest, namespace) if namespace is not None else None
+        if file is not None and namespace is not None:
+            self._pictures.found(file, opened.digest, namespace)
         return known or LoadedPicture(digest=opened.digest, crops=opened.crops())
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
@@ -389,8 +422,7 @@ class Engine(SkillCalls):
             self._room.notify()
         if task is not None:
             self._loop.forget(task)
-            if not task.ready:
-                self._readers.discard(task)
+            self._readers.release(task)
 
 
 def _bar(requests: Iterable[Request], progress: bool) -> tqdm[Any]:

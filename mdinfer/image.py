@@ -103,7 +103,7 @@ def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "
     modes I and F are clipped to 0..255. Raises ImageError for what cannot be read; no message holds a path.
     """
     if isinstance(source, str | os.PathLike):
-        source = _read_file(source, param)
+        source = read_file(source, param)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(inspect_file(bytes(source), param=param), exif, max_pixels, param)
     if isinstance(source, np.ndarray):
@@ -212,7 +212,7 @@ def _no_memory(param: str) -> ImageError:
     return ImageError("the picture needs more memory than there is: scale it down", param=param)
 
 
-def _read_file(path: str | os.PathLike[str], param: str) -> bytes:
+def read_file(path: str | os.PathLike[str], param: str) -> bytes:
     """The bytes of a picture file; of any other file (a device, a film) only its head is read."""
     if isinstance(path, str) and ("://" in path[:16] or path[:5].lower() == "data:"):
         raise ImageError("a string is taken as a path, found a URL: pass the picture's bytes", param=param)

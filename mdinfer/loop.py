@@ -38,6 +38,8 @@ from mdinfer.teller import Teller
 
 T = TypeVar("T")
 
+STALL_SECONDS = 300.0  # the first step on a GPU compiles kernels, a long prefill on a CPU takes minutes
+
 log = logging.getLogger(__name__)
 
 
@@ -46,14 +48,23 @@ _Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], No
 
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
+    `admitted` hears of each task when it first runs.
 
     Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, pictures: PictureStore, *, overlap: bool, progress: bool = False
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        pictures: PictureStore,
+        *,
+        overlap: bool,
+        progress: bool = False,
+        admitted: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
+        self._admitted = admitted
         self._tasks: dict[Sequence, Task] = {}
         self._flights: deque[tuple[StepPlan, Flight]] = deque()
         self._inbox: _Box = deque()
@@ -63,6 +74,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._closing = False
         self._death: BaseException | None = None
+        self._turned = math.inf  # when the step at hand began; never, while there is none
         self._steps = self._encoded = self._prompt_tokens = self._generated = 0
         self._teller = Teller(self._stop, lambda task, error: self._send(lambda: self._end(task, error), task.fail))
         recorded: Future[None] = Future()
@@ -73,8 +85,14 @@ class EngineLoop:
         recorded.result()
 
     @property
-    def healthy(self) -> bool:
+    def alive(self) -> bool:
+        """It takes messages."""
         return self._thread.is_alive() and self._death is None and not self._closing
+
+    @property
+    def healthy(self) -> bool:
+        """Alive, and not at the same step for STALL_SECONDS."""
+        return self.alive and time.monotonic() - self._turned < STALL_SECONDS
 
     def add(self, task: Task) -> None:
         """Schedule a task whose pictures are ready."""
@@ -121,12 +139,12 @@ class EngineLoop:
         self._send(work, done.set_exception, self._encodes)
         return done
 
-    def stats(self) -> EngineStats:
-        """Counts as they are now; from any thread, so those of a step may be a step apart."""
+    def stats(self, submitted: int) -> EngineStats:
+        """Counts as they are now, of so many requests; from any thread, so those of a step may be a step apart."""
         scheduler, pages = self._scheduler, self._scheduler.pages
         return EngineStats(
             running=len(scheduler.running),
-            waiting=max(0, len(self._tasks) - len(scheduler.running)),
+            waiting=max(0, submitted - len(scheduler.running)),
             pages_total=pages.count,
             pages_free=pages.free,
             pages_cached=pages.idle,
@@ -198,11 +216,13 @@ class EngineLoop:
     def _receive(self) -> bool:
         """Handle all messages and what is due; wait for one where there is nothing to run. False once closing."""
         with self._wake:
+            self._turned = math.inf
             while not (self._inbox or self._encodes or self._tasks or self._flights or self._closing):
                 wait = self._next_due - time.perf_counter()
                 if wait <= 0:
                     break
                 self._wake.wait(None if wait == math.inf else wait)
+            self._turned = time.monotonic()
             if self._closing:
                 return False
         for _ in range(len(self._inbox)):
@@ -232,7 +252,10 @@ class EngineLoop:
 
     def _launch(self, plan: StepPlan) -> None:
         for chunk in plan.prefill:
-            self._tasks[chunk.sequence].admit()
+            task = self._tasks[chunk.sequence]
+            if not task.admitted:
+                task.admit()
+                self._admitted(task)
         flight = self._begin(plan)
         if flight is None:  # handled out here: an error in hand holds the tensors of the step that failed
             self._run_singly(plan)

@@ -6,6 +6,7 @@ another, so that the tower sees it once. No tensor is touched here.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from mdinfer.image import Crops
+
+
+_FILES = 4  # remembered for each picture that is kept
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -40,16 +44,41 @@ class LoadedPicture:
         self.features, self.crops = features, None
 
 
+def file_digest(file: str | bytes) -> bytes:
+    """SHA-256 of a picture file, or of the data URL that holds one: what is the same need not be decoded again."""
+    kind, data = (b"url", file.encode("utf-8", "surrogatepass")) if isinstance(file, str) else (b"file", file)
+    digest = hashlib.sha256(kind)
+    digest.update(data)
+    return digest.digest()
+
+
 class PictureStore:
-    """The `capacity` pictures used last, by namespace and digest. Its methods may be called from any thread."""
+    """The `capacity` pictures used last, by namespace and digest, and which files they came in. Its methods may be
+    called from any thread.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._lock = threading.Lock()
         self._pictures: OrderedDict[tuple[str, bytes], LoadedPicture] = OrderedDict()
+        self._files: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()  # the digests of the pictures in them
 
     def __len__(self) -> int:
         return len(self._pictures)
+
+    def in_file(self, file: bytes, namespace: str) -> LoadedPicture | None:
+        """The picture that was found in a file of this `file_digest`, if it is known."""
+        with self._lock:
+            digest = self._files.get((namespace, file))
+        return None if digest is None else self.known(digest, namespace)
+
+    def found(self, file: bytes, digest: bytes, namespace: str) -> None:
+        """Remember which picture a file holds. One picture may come in several files."""
+        with self._lock:
+            self._files[namespace, file] = digest
+            self._files.move_to_end((namespace, file))
+            while len(self._files) > _FILES * self.capacity:
+                self._files.popitem(last=False)
 
     def known(self, digest: bytes, namespace: str) -> LoadedPicture | None:
         with self._lock:

@@ -87,7 +87,7 @@ class Metrics:
 class EngineStats:
     """The engine at one moment; the counts from prefix_queries on are since it was loaded.
 
-    running, waiting    requests in the batch, and those that wait for it with their pictures read
+    running, waiting    requests in the batch, and all others that were submitted and have not ended
     pages_total         pages of the KV cache: free ones, cached ones (which can be had at once), those in use
     prefix_queries      prompt tokens looked up in the prefix cache, and how many of them were found
     """

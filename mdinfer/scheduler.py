@@ -56,7 +56,6 @@ class Scheduler:
         self._last_token = len(follows[0]) - 1
         self._identities = Identities()
         self._slots = list(range(max_batch_size - 1, -1, -1))
-        self._arrivals = 0
         self._sources: list[int] = []  # of copies in the plan being made; not to be evicted meanwhile
 
     def add(self, sequence: Sequence) -> None:
@@ -64,7 +63,6 @@ class Scheduler:
         assert sequence.length < sequence.max_positions
         assert self.pages.pages_for(sequence.max_positions) <= self.pages.count
         assert len(sequence.pictures) == len(sequence.prompt.blocks)
-        sequence.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         if self.cache is not None:
             sequence.ids = self._identities.of_prompt(sequence.prompt, [p.digest for p in sequence.pictures])
         self.waiting.push(sequence)

@@ -5,6 +5,7 @@ The only mutable record of the engine's core. It knows no skill, no text and no 
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class Sequence:
     max_positions   bounds prompt and sampled tokens together
     namespace       sequences of different ones share nothing
     priority        smaller goes first
-    arrival         its number in the order of arrival, among equals the smaller goes first
+    arrival         its number in the order in which all were made; among equals the smaller goes first
 
     sampled         tokens read so far; the position of sampled[i] is len(prompt) + i
     pending         tokens sampled on the device, or about to be, that were not read yet
@@ -67,7 +68,7 @@ class Sequence:
     pictures: list[LoadedPicture] = field(default_factory=list)
     namespace: str = ""
     priority: int = 0
-    arrival: int = -1
+    arrival: int = field(default_factory=itertools.count().__next__)
     sampled: list[SampledToken] = field(default_factory=list)
     pending: int = 0
     in_flight: int = 0

@@ -30,11 +30,21 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
 
 
+class SubmitOptions(TypedDict, total=False):
+    """Keywords of `Engine.submit`."""
+
+    namespace: str
+    priority: int
+    timeout: float | None
+
+
 class SkillCalls(ABC):
     """Made of `submit` alone. Each call raises what ended its request; leaving a call early cancels it."""
 
     @abstractmethod
-    def submit(self, request: Request) -> RequestHandle:
+    def submit(
+        self, request: Request, *, namespace: str = "", priority: int = 0, timeout: float | None = None
+    ) -> RequestHandle:
         """Start a request and return at once."""
 
     def query(
@@ -121,16 +131,18 @@ class SkillCalls(ABC):
     ) -> Result:
         return await self.submit(_make(Chat, messages=messages, reasoning=reasoning, **sampling)).aresult()
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        """Events of a request as they come; leaving the loop early cancels it."""
-        handle = self.submit(request)
+    def stream(self, request: Request, **submission: Unpack[SubmitOptions]) -> Iterator[Event]:
+        """Events of a request as they come; it starts with the first one asked for, and leaving the loop early cancels
+        it. Keywords as of `submit`.
+        """
+        handle = self.submit(request, **submission)
         try:
             yield from handle
         finally:
             handle.cancel()
 
-    async def astream(self, request: Request) -> AsyncIterator[Event]:
-        handle = self.submit(request)
+    async def astream(self, request: Request, **submission: Unpack[SubmitOptions]) -> AsyncIterator[Event]:
+        handle = self.submit(request, **submission)
         try:
             async for event in handle:
                 yield event

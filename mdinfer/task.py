@@ -50,8 +50,8 @@ class Task:
         self.ready = time.perf_counter()
 
     def admit(self) -> None:
-        """The sequence runs, from now on or again."""
-        self.admitted = self.admitted or time.perf_counter()
+        """The sequence runs from now on."""
+        self.admitted = time.perf_counter()
 
     def fail(self, error: MdinferError) -> None:
         """End without a result, unless it has ended."""

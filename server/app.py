@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -18,7 +19,7 @@ from mdinfer.errors import MdinferError
 from mdinfer.server import skills
 from mdinfer.server.auth import OPEN_PATHS, Authentication
 from mdinfer.server.chat import chat_completions
-from mdinfer.server.errors import ApiError, ClientGone, json_response
+from mdinfer.server.errors import ApiError, ClientGone, bad_request, json_response
 from mdinfer.server.failure import ErrorResponse, handle_error
 from mdinfer.server.openapi import openapi
 from mdinfer.server.protocols import EngineLoader, ServingEngine
@@ -68,12 +69,23 @@ def create_app(engine: ServingEngine | EngineLoader, settings: Settings | None =
     return app
 
 
+class Cors(CORSMiddleware):
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Starlette's, with a refusal in the envelope of all errors."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        refusal = ErrorResponse(bad_request(f"{bytes(response.body).decode().lower()}: see --cors-origin"))
+        refusal.headers.update({k: v for k, v in response.headers.items() if not k.startswith("content-")})
+        return refusal
+
+
 def _layers(service: Service) -> list[Middleware]:
     """From the outermost inwards: CORS lies outside of authentication, so that pages can read a 401."""
     settings = service.settings
     open_paths = OPEN_PATHS | {"/metrics"} if settings.loopback else OPEN_PATHS
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],

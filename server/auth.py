@@ -13,7 +13,7 @@ from mdinfer.server.call import call_of
 from mdinfer.server.errors import ApiError
 from mdinfer.server.failure import ErrorResponse
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 
 
 class Authentication:

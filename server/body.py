@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -12,7 +14,8 @@ from starlette.requests import Request
 
 from mdinfer.server.errors import ApiError, ClientGone, bad_request
 from mdinfer.server.service import Service
-from mdinfer.server.settings import Settings
+
+T = TypeVar("T")
 
 OFF_LOOP_BYTES = 1 << 16
 MAX_VALUES = 100_000
@@ -20,16 +23,21 @@ LEAST_RATE = 16_000  # bytes a second that a body must come with, once its body_
 _CHUNK = 1 << 18
 
 
-async def read_object(http: Request, service: Service, *, bulk: str | None = None) -> dict[str, Any]:
-    """The body as a JSON object. Raises ApiError 400, 408, 413 or 415, or ClientGone.
+async def read_body(
+    http: Request, service: Service, understand: Callable[[dict[str, Any]], T], *, bulk: str | None = None
+) -> T:
+    """What `understand` makes of the body, a JSON object; for a large one it is called on a thread.
 
-    bulk names the field to blame where the body holds too many values.
+    Raises what that raises, ApiError 400, 408, 413, 415 or 429, or ClientGone. bulk names the field to blame where the
+    body holds too many values.
     """
     _check_headers(http)
-    data = await _read(http, service.settings)
-    if len(data) > OFF_LOOP_BYTES:
-        return await asyncio.get_running_loop().run_in_executor(service.decoder, _decode_large, data, bulk)
-    return decode_object(data)
+    with service.room_for_body() as arrived:
+        data = await _read(http, service, arrived)
+        if len(data) <= OFF_LOOP_BYTES:
+            return understand(decode_object(data))
+        context, loop = contextvars.copy_context(), asyncio.get_running_loop()
+        return await loop.run_in_executor(service.decoder, context.run, lambda: understand(_decode_large(data, bulk)))
 
 
 def decode_object(data: bytes | bytearray) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
 
 
 def _check_headers(http: Request) -> None:
-    encoding = http.headers.get("content-encoding", "identity").strip().lower()
+    encoding = ", ".join(http.headers.getlist("content-encoding")).strip().lower()
     if encoding not in ("", "identity"):
         message = f"Content-Encoding {encoding[:40]!r} is not accepted: send the body uncompressed"
         raise ApiError(415, message, code="unsupported_encoding")
@@ -91,7 +99,8 @@ def _check_headers(http: Request) -> None:
         raise ApiError(415, message, code="unsupported_media_type")
 
 
-async def _read(http: Request, settings: Settings) -> bytearray:
+async def _read(http: Request, service: Service, arrived: Callable[[int], None]) -> bytearray:
+    settings = service.settings
     limit = settings.max_body_bytes
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -101,13 +110,14 @@ async def _read(http: Request, settings: Settings) -> bytearray:
     while True:
         overdue = begin + settings.body_timeout + len(data) / LEAST_RATE - time.monotonic()
         try:
-            message = await asyncio.wait_for(http.receive(), min(settings.body_timeout, max(overdue, 0)))
+            message = await service.arrival(http.receive(), min(settings.body_timeout, max(overdue, 0)))
         except asyncio.TimeoutError:
             text = f"the body came too slowly: {len(data)} bytes in {time.monotonic() - begin:.0f} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         data += message.get("body", b"")
+        arrived(len(message.get("body", b"")))
         if len(data) > limit:
             raise _too_large(limit)
         if not message.get("more_body", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,13 @@ from mdinfer import __version__
 from mdinfer.request import Chat
 from mdinfer.result import Event, Result, TokenLogprob, Usage
 from mdinfer.server.answers import grounding
-from mdinfer.server.body import read_object
+from mdinfer.server.body import read_body
 from mdinfer.server.call import call_of
 from mdinfer.server.errors import json_response
 from mdinfer.server.exchange import finished
 from mdinfer.server.messages import check_count, check_messages
 from mdinfer.server.schema import ChatBody, check_unsupported, log_unknown, parse
-from mdinfer.server.service import service_of
+from mdinfer.server.service import Service, service_of
 from mdinfer.server.settings import Settings
 from mdinfer.server.stream import EventStream
 
@@ -30,19 +31,24 @@ LEAST_LOGPROB = -9999.0
 
 async def chat_completions(http: Request) -> Response:
     service = service_of(http)
-    _ = service.engine  # refuse before the body is read while there is no engine
-    fields = await read_object(http, service, bulk="messages")
-    check_unsupported(fields)
-    check_count(fields.get("messages"))
-    body = parse(ChatBody, fields)
-    log_unknown(ChatBody, fields)
+    service.check_room()
+    body = await read_body(http, service, functools.partial(_understand, service), bulk="messages")
     model = call_of(http.scope).model = service.check_model(body.model)
-    check_messages(body.messages, service.settings.max_images)
     chats = chat_requests(body)
     dialect = Completion.of(body, model, service.settings)
     if body.stream:
         return EventStream(http, chats, dialect)
     return json_response(dialect.response(await finished(http, chats)))
+
+
+def _understand(service: Service, fields: dict[str, Any]) -> ChatBody:
+    check_unsupported(fields)
+    check_count(fields.get("messages"))
+    body = parse(ChatBody, fields)
+    log_unknown(ChatBody, fields)
+    service.check_model(body.model)
+    check_messages(body.messages, service.settings.max_images)
+    return body
 
 
 def chat_requests(body: ChatBody) -> list[Chat]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import resource
 from typing import Any
 
 import h11
@@ -16,14 +18,30 @@ from mdinfer.server.errors import bad_request
 HEADER_SECONDS = 20.0
 DISCARD_SECONDS = 20.0
 READER_SECONDS = 60.0
+AHEAD_BYTES = 1 << 16
+SPARE_FILES = 128
+
+logger = logging.getLogger("mdinfer.server")
+
+
+def most_connections() -> int:
+    """Short of the files a process may open: past that, asyncio logs thousands of lines a second."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (1 << 20) if files == resource.RLIM_INFINITY else max(8, files - SPARE_FILES)
+
+
+@functools.cache
+def _tell_once(most: int) -> None:
+    logger.warning("more than %d connections are refused: raise the limit of open files (ulimit -n)", most)
 
 
 class Connection(H11Protocol):
-    """Closes a connection whose client is too slow to be served.
+    """Closes a connection whose client is too slow to be served, or that is one too many.
 
     Headers must be complete HEADER_SECONDS after their first byte (or after connecting); the rest of a body
     that was refused is discarded for DISCARD_SECONDS; a client whose send buffer is full must read within
-    READER_SECONDS.
+    READER_SECONDS. While a request is at work AHEAD_BYTES of the next ones are read, for only who reads a connection
+    hears that its client has left.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,6 +51,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._arm("headers", HEADER_SECONDS)
+        if len(self.connections) > (most := most_connections()):
+            _tell_once(most)
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for name in list(self._timers):
@@ -41,6 +62,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= AHEAD_BYTES:
+            self.flow.resume_reading()
         self._watch_headers()
         if self.conn.their_state is not h11.SEND_BODY:
             self._disarm("discard")

@@ -64,6 +64,10 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers={"retry-after": str(retry_after)})
 
 
+def too_many(message: str, code: str) -> ApiError:
+    return ApiError(429, message, kind="rate_limit_error", code=code, headers={"retry-after": "1"})
+
+
 def timed_out(seconds: float | None = None) -> ApiError:
     limit = "time limit" if seconds is None else f"limit of {seconds:g} s"
     message = f"the request did not finish within the server's {limit}: ask for fewer tokens"
@@ -90,8 +94,7 @@ def api_error(error: BaseException) -> ApiError:
         case RequestError():
             return bad_request(str(error), error.param)
         case QueueFullError():
-            message = "too many requests are waiting: try again in a moment"
-            return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
+            return too_many("too many requests are waiting: try again in a moment", "queue_full")
         case RequestCancelledError():
             return unavailable("the request was cancelled by the server: send it again", "cancelled")
         case EngineDeadError():

@@ -25,7 +25,8 @@ from mdinfer.server.work import Work
 async def submitted(http: HttpRequest, requests: Sequence[Request]) -> AsyncIterator[Work]:
     """Submit `requests` for the length of the block. Raises as `ServingEngine.submit` does, or ApiError."""
     service, call = service_of(http), call_of(http.scope)
-    work = Work(await _submit(service, requests, call, large=_length(http) > OFF_LOOP_BYTES))
+    handles = await _submit(service, requests, call, large=_length(http) > OFF_LOOP_BYTES)
+    work = Work(handles, service.settings.request_timeout)
     service.running.add(work)
     watcher = asyncio.create_task(_watch(http, work))
     try:

@@ -82,7 +82,7 @@ class ServerMetrics:
         }
         self._per_token = Histogram(
             "mdinfer_time_per_output_token_seconds",
-            "Seconds of decoding for each token after the first",
+            "Seconds of decoding for each token after the first, the mean of a request",
             buckets=TOKEN_SECONDS,
             registry=registry,
         )
@@ -114,7 +114,10 @@ class ServerMetrics:
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The text of all metrics, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 

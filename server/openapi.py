@@ -50,7 +50,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
     metrics = {"text/plain": {"schema": {"type": "string"}}}
     metrics_operation = {**_get("metrics", "Metrics for Prometheus", metrics), **_open(settings.loopback)}
     if not settings.loopback:
-        metrics_operation["responses"]["401"] = _error("no key, or a wrong one")
+        metrics_operation["responses"]["401"] = _error("401")
     return {
         **{path: {"post": _post(*description)} for path, description in post.items()},
         "/v1/models": {"get": _get("listModels", "The models served", _json("ModelList"), "401")},
@@ -64,7 +64,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
         },
         "/metrics": {"get": metrics_operation},
         "/openapi.json": {
-            "get": {**_get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}), **_open()}
+            "get": _get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}, "401")
         },
     }
 
@@ -94,7 +94,7 @@ def _post(name: str, summary: str, request: str, response: str, streams: bool) -
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
             "200": {"description": "the answer, or a stream of it" if streams else "the answer", "content": content},
-            **{status: _error(text) for status, text in _ERRORS.items()},
+            **{status: _error(status) for status in _ERRORS},
         },
     }
 
@@ -104,7 +104,7 @@ def _get(name: str, summary: str, content: dict[str, Any], *errors: str) -> dict
     return {
         "operationId": name,
         "summary": summary,
-        "responses": responses | {status: _error(_ERRORS[status]) for status in errors},
+        "responses": responses | {status: _error(status) for status in errors},
     }
 
 
@@ -116,5 +116,8 @@ def _json(schema: str) -> dict[str, Schema]:
     return {"application/json": {"schema": reference(schema)}}
 
 
-def _error(description: str) -> dict[str, Any]:
-    return {"description": description, "content": _json("Error")}
+def _error(status: str) -> dict[str, Any]:
+    headers = {"x-request-id": {"description": "names the request in the server's log", "schema": {"type": "string"}}}
+    if status in ("429", "503"):
+        headers["retry-after"] = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
+    return {"description": _ERRORS[status], "headers": headers, "content": _json("Error")}

@@ -65,6 +65,21 @@ _MESSAGE = _object(
     {"content": {"anyOf": [_TEXT, _list(_PART, most=MAX_PARTS), {"type": "null"}]}},
 )
 
+NO_OPS: dict[str, Schema] = {
+    "tools": {"const": []},
+    "tool_choice": _one_of("none", "auto"),
+    "functions": {"const": []},
+    "function_call": _one_of("none", "auto"),
+    "response_format": {"const": {"type": "text"}},
+    "frequency_penalty": {"const": 0},
+    "presence_penalty": {"const": 0},
+    "logit_bias": {"const": {}},
+    "audio": {"type": "null"},
+    "modalities": {"const": ["text"]},
+    "chat_template": {"type": "null"},
+    "chat_template_kwargs": {"type": "null"},
+}
+
 _NOTE = "The last message is the user's. Parameters that cannot be obeyed are refused, unknown ones ignored."
 
 
@@ -83,6 +98,7 @@ def chat_schema(models: Sequence[str]) -> Schema:
         "stream_options": _optional(_object({}, {"include_usage": _FLAG})),
         "logprobs": _FLAG,
         "top_logprobs": _integer(0, MAX_LOGPROBS),
+        **{name: _optional(schema) for name, schema in NO_OPS.items()},
     }
     required = {"model": _one_of(*models), "messages": _list(_MESSAGE, 1, MAX_MESSAGES)}
     return {**_object(required, optional), "description": _NOTE}
@@ -161,7 +177,7 @@ SCHEMAS: dict[str, Schema] = {
     "CaptionRequest": _object(
         {"image_url": _URL}, {"length": _one_of("short", "normal", "long"), "stream": _FLAG, **_COMMON}
     ),
-    "DetectRequest": _object(_OBJECTS, _COMMON),
+    "DetectRequest": _object(_OBJECTS, {"spatial_refs": _optional(_list(_NUMBER, most=0)), **_COMMON}),
     "PointRequest": _object(_OBJECTS, {"spatial_refs": _SPATIAL_REFS, **_COMMON}),
     "Answer": _answer({"answer": _TEXT}, {"reasoning": _object({"text": _TEXT, "grounding": _GROUNDING})}),
     "Caption": _answer({"caption": _TEXT}),

@@ -65,6 +65,10 @@ class ServingEngine(Protocol):
     @property
     def healthy(self) -> bool: ...
 
+    @property
+    def full(self) -> bool:
+        """Whether `submit` would raise QueueFullError now."""
+
     def description(self) -> str: ...
 
     def warm_up(self) -> None:

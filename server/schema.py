@@ -182,7 +182,7 @@ NO_OPS: Mapping[str, Callable[[Any], bool]] = {
     "audio": lambda _: False,
     "modalities": lambda value: value == ["text"],
     "chat_template": lambda _: False,
-    "chat_template_kwargs": lambda value: value == {},
+    "chat_template_kwargs": lambda _: False,
 }
 
 IGNORED = frozenset(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 from starlette.requests import Request
+from starlette.types import Message
 
-from mdinfer.errors import MdinferError
-from mdinfer.server.errors import ApiError, unavailable
+from mdinfer.errors import MdinferError, QueueFullError
+from mdinfer.server.errors import ApiError, api_error, too_many, unavailable
 from mdinfer.server.metrics import ServerMetrics
 from mdinfer.server.protocols import EngineLoader, EngineStats, ServingEngine
 from mdinfer.server.settings import Settings
@@ -20,11 +23,13 @@ from mdinfer.server.work import Work
 
 logger = logging.getLogger("mdinfer.server")
 
+BODIES = 8  # of the largest size that may be in memory, before the engine has them
+
 State: TypeAlias = Literal["starting", "ready", "draining", "failed", "dead"]
 
 
 class Service:
-    """Takes an engine, or a function that loads one in the background; that one is closed at the end."""
+    """Takes an engine, or a function that loads one in the background; that one is warmed up, and closed at the end."""
 
     def __init__(self, source: ServingEngine | EngineLoader, settings: Settings) -> None:
         self.settings = settings
@@ -32,8 +37,11 @@ class Service:
         self.draining = False
         self.load_failed = False
         self.running: set[Work] = set()
+        self._arriving: set[asyncio.Future[Message]] = set()
         self.metrics = ServerMetrics(self._statistics)
         self.on_load_failure: Callable[[BaseException], None] = log_load_failure
+        self.on_ready: Callable[[ServingEngine], None] = lambda engine: None
+        self._body_bytes = 0
         # One thread: several that decode at once would keep the event loop waiting for the interpreter.
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="mdinfer-json")
         self._source = source
@@ -46,8 +54,23 @@ class Service:
             threading.Thread(target=self._load, name="mdinfer-load", daemon=True).start()
 
     def drain(self) -> None:
-        """Take no more requests; those that run go on."""
+        """Take no more requests, nor the rest of those that still arrive; those that run go on."""
         self.draining = True
+        for arriving in list(self._arriving):
+            arriving.cancel()
+
+    async def arrival(self, message: Awaitable[Message], seconds: float) -> Message:
+        """The next piece of a request. Raises ApiError 503 once the server drains, or asyncio.TimeoutError."""
+        arriving = asyncio.ensure_future(message)
+        self._arriving.add(arriving)
+        try:
+            return await asyncio.wait_for(arriving, seconds)
+        except asyncio.CancelledError:
+            if self.draining:
+                raise self.unavailable() from None
+            raise
+        finally:
+            self._arriving.discard(arriving)
 
     def end_running(self) -> None:
         """Cancel what still runs; each client hears of it."""
@@ -65,6 +88,11 @@ class Service:
         assert callable(self._source)
         try:
             engine = self._source()
+            try:
+                engine.warm_up()
+            except BaseException:
+                engine.close()
+                raise
         except BaseException as error:
             self.load_failed = True
             self.on_load_failure(error)
@@ -72,6 +100,8 @@ class Service:
         self._loaded = engine
         if self._abandoned:
             engine.close()
+        else:
+            self.on_ready(engine)
 
     def _statistics(self) -> EngineStats | None:
         return None if self._loaded is None else self._loaded.stats()
@@ -92,6 +122,30 @@ class Service:
         if self.state == "ready" and self._loaded is not None:
             return self._loaded
         raise self.unavailable()
+
+    def check_room(self) -> None:
+        """Refuse before a body is read: raises ApiError 429 while the engine is full, or 503 as `engine` does."""
+        if self.engine.full:
+            raise api_error(QueueFullError("full"))
+
+    @contextmanager
+    def room_for_body(self) -> Iterator[Callable[[int], None]]:
+        """Call it with the bytes that arrived. Raises ApiError 429 where the bodies of all requests that are read at
+        the same time grow too large together.
+        """
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            held += count
+            self._body_bytes += count
+            if self._body_bytes > BODIES * self.settings.max_body_bytes:
+                raise too_many("too many large requests arrive at once: try again in a moment", "too_many_bytes")
+
+        try:
+            yield take
+        finally:
+            self._body_bytes -= held
 
     def unavailable(self) -> ApiError:
         match self.state:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -27,6 +30,8 @@ from mdinfer.server.settings import Settings
 KEEP_ALIVE_SECONDS = 75
 # A busy thread lets the engine's and the event loop's go on after so long; by Python's default after 5 ms.
 SWITCH_SECONDS = 0.0001
+BACKLOG = 2048
+BURST = 16  # connections accepted at a stretch: with those of a few rounds more, still fewer than SPARE_FILES
 GRACE_SECONDS = 3  # for error events to reach their clients after the drain timeout
 
 
@@ -46,8 +51,6 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     def load() -> ServingEngine:
         engine = loading.load_engine(model, **options)
         streams.tell("mdinfer: warming up ...")
-        engine.warm_up()
-        streams.tell(_banner(engine, model, settings, url), sys.stdout)
         return engine
 
     def stop(error: BaseException) -> None:
@@ -57,6 +60,7 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     app = create_app(load, settings)
     service: Service = app.state.service
     service.on_load_failure = stop
+    service.on_ready = lambda engine: streams.tell(_banner(engine, model, settings, url), sys.stdout)
     server = Server(uvicorn_config(app, settings), service)
     streams.tell(f"mdinfer: listening on {url}, loading {model} ...")
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -88,10 +92,20 @@ class Server(uvicorn.Server):
         self.exit_status = 130 if sig == signal.SIGINT else 0
         self.service.drain()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # again: asyncio has one number for both
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Connections are accepted, and refused with a 503, for as long as requests run: probes want an answer."""
         self.service.drain()
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self.service.settings.drain_timeout, self.service.end_running)
+        begin, limit = loop.time(), self.service.settings.drain_timeout
+        timer = loop.call_later(limit, self.service.end_running)
+        while self.service.running and loop.time() < begin + limit + GRACE_SECONDS:
+            await asyncio.sleep(0.05)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(begin + limit + GRACE_SECONDS - loop.time()))
         await super().shutdown(sockets)
         timer.cancel()
 
@@ -105,10 +119,10 @@ def uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
         lifespan="on",
         log_config=None,
         access_log=False,
+        backlog=BURST,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(settings.drain_timeout) + GRACE_SECONDS,
     )
 
 
@@ -125,7 +139,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise _unbound(settings, error.strerror or str(error)) from None
@@ -146,8 +160,8 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
 
 def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> str:
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if settings.api_keys else ""
-    message = '{"role": "user", "content": "What is 2 + 2?"}'
-    body = f'{{"model": "{settings.model_names[0]}", "messages": [{message}]}}'
+    messages = [{"role": "user", "content": "What is 2 + 2?"}]
+    body = shlex.quote(json.dumps({"model": settings.model_names[0], "messages": messages}))
     access = f"{len(settings.api_keys)} API key(s)" if settings.api_keys else "no API key"
     where = "this machine only" if settings.loopback else f"all who reach {settings.host}"
     return "\n".join(
@@ -161,7 +175,7 @@ def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> 
             "",
             "Try it:",
             f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
-            f"    -d '{body}'",
+            f"    -d {body}",
             "",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from mdinfer.data_url import decode_data_url
 from mdinfer.request import Caption, Detect, Point, Query, Request
 from mdinfer.result import Event, Result
 from mdinfer.server.answers import answer
-from mdinfer.server.body import OFF_LOOP_BYTES, read_object
+from mdinfer.server.body import OFF_LOOP_BYTES, read_body
 from mdinfer.server.call import call_of
 from mdinfer.server.errors import bad_request, json_response
 from mdinfer.server.exchange import finished
@@ -77,8 +78,11 @@ async def _object_request(http: HttpRequest, kind: Callable[..., Detect | Point]
 
 async def _read(http: HttpRequest, kind: type[T]) -> T:
     service = service_of(http)
-    _ = service.engine  # refuse before the body is read while there is no engine
-    fields = await read_object(http, service)
+    service.check_room()
+    return await read_body(http, service, functools.partial(_understand, kind))
+
+
+def _understand(kind: type[T], fields: dict[str, Any]) -> T:
     body = parse(kind, fields)
     log_unknown(kind, fields)
     return body

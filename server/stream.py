@@ -55,7 +55,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         interval = service_of(self.http).settings.ping_interval
         async with submitted(self.http, self.requests) as work:
-            wire = _Wire(send, self.dialect)
+            closes = scope.get("http_version", "1.1").startswith("1")  # HTTP/2 forbids the header
+            headers = [*HEADERS, (b"connection", b"close")] if closes else HEADERS
+            wire = _Wire(send, self.dialect, headers)
             pinger = asyncio.create_task(wire.ping(interval))
             tellers = [asyncio.create_task(self._tell(i, h, wire)) for i, h in enumerate(work.handles)]
             try:
@@ -87,8 +89,8 @@ class EventStream(Response):
 class _Wire:
     """The connection's sending side. Several tasks may use it; each call's events stay together."""
 
-    def __init__(self, send: Send, dialect: Dialect) -> None:
-        self._send, self._dialect = send, dialect
+    def __init__(self, send: Send, dialect: Dialect, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send, self._dialect, self._headers = send, dialect, headers
         self._lock = asyncio.Lock()
         self._spoke = False
         self.started = False
@@ -113,7 +115,7 @@ class _Wire:
     async def _write(self, data: bytes, more: bool = True) -> None:
         if not self.started:
             self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(self._headers)})
             data = b"".join(map(_encode, self._dialect.opening())) + data
         if data or not more:
             self._spoke = True

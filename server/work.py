@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from mdinfer.errors import RequestCancelledError
+from mdinfer.errors import DeadlineError, RequestCancelledError
 from mdinfer.result import Result
-from mdinfer.server.errors import ApiError, ClientGone, api_error
+from mdinfer.server.errors import ApiError, ClientGone, api_error, timed_out
 from mdinfer.server.protocols import Handle
 
 
 class Work:
-    """Handles of one exchange. `cause` is why they were cancelled before their end, if they were."""
+    """Handles of one exchange. `cause` is why they were cancelled before their end, if they were.
 
-    def __init__(self, handles: Sequence[Handle]) -> None:
-        self.handles = handles
+    limit is the seconds that the server gives a request, to tell of.
+    """
+
+    def __init__(self, handles: Sequence[Handle], limit: float | None) -> None:
+        self.handles, self.limit = handles, limit
         self.cause: ApiError | ClientGone | None = None
 
     def cancel(self, cause: ApiError | ClientGone | None = None) -> None:
@@ -30,4 +33,6 @@ class Work:
         """What the client shall hear of an exception that a handle raised."""
         if isinstance(error, RequestCancelledError) and self.cause is not None:
             return self.cause
+        if isinstance(error, DeadlineError):
+            return timed_out(self.limit)
         return error if isinstance(error, ClientGone) else api_error(error)

@@ -20,7 +20,10 @@ from PIL import Image
 
 import mdinfer
 from mdinfer import Caption, Chat, Detect, Engine, Event, Point, Query, Result
+from mdinfer.errors import PromptTooLongError
+from mdinfer.image import open_picture
 from mdinfer.kernels import DecodeTable, Draws, Sampled, sample
+from mdinfer.warm_up import warm_up_requests
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
 
@@ -360,6 +363,46 @@ def test_a_known_picture_is_not_computed_again(prefix_cache: bool, cached: list[
     assert answer(results[1]) == answer(results[2])
 
 
+def test_a_known_file_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it comes, and for each user of its own; a path is what it holds now, an array may have been changed."""
+    path, other = tmp_path / "a.png", Path(OTHER).read_bytes()
+    data = Path(PICTURE).read_bytes()
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    chat = Chat(
+        messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
+        **GREEDY,
+    )
+    decoded = list[object]()
+
+    def counting(source: Any, *args: Any, **options: Any) -> Any:
+        decoded.append(source)
+        return open_picture(source, *args, **options)
+
+    monkeypatch.setattr("mdinfer.engine.open_picture", counting)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with load_engine("tiny-a") as engine:
+
+        def ask(image: Any, namespace: str = "") -> tuple[Any, ...]:
+            request = chat if image is chat else Query(image=image, question="cat?", **GREEDY)
+            return answer(engine.submit(request, namespace=namespace).result())
+
+        first = ask(data)
+        assert [ask(image) for image in (data, path, str(path), bytearray(data))] == [first] * 4
+        assert decoded == [data]
+        assert ask(chat) == ask(chat)
+        assert len(decoded) == 2
+        assert ask(data, "another user") == first
+        assert len(decoded) == 3
+        path.write_bytes(other)
+        assert ask(path) == ask(other) != first
+        assert len(decoded) == 4
+        black = ask(pixels)
+        pixels[:] = 255
+        assert ask(pixels) != black
+        assert len(decoded) == 6
+
+
 def test_the_description_is_for_people(engine_a: Engine) -> None:
     lines = engine_a.description().splitlines()
     assert [line.split()[0] for line in lines] == ["model", "device", "memory", "capacity"]
@@ -545,3 +588,17 @@ def test_the_demo_needs_no_download() -> None:
 def test_wait_for_gives_up() -> None:
     with pytest.raises(AssertionError, match="not within"):
         wait_for(lambda: False, "never", seconds=0.01)
+
+
+def test_warming_up_asks_what_an_engine_can_answer(engine_a: Engine) -> None:
+    """Also what it asks on a GPU only, and with a context that has no room for a picture."""
+    for request in warm_up_requests(pictures=True):
+        engine_a.submit(request).result(timeout=60)
+    steps = engine_a.stats().steps
+    engine_a.warm_up()
+    assert engine_a.stats().steps > steps
+    with load_engine("tiny-a", max_context=40) as short:
+        for request in warm_up_requests(pictures=True)[2:]:
+            with pytest.raises(PromptTooLongError):
+                short.submit(request)
+        short.warm_up()

@@ -303,6 +303,16 @@ def test_a_deadline_ends_a_request_whose_picture_is_still_read(
     wait_idle(endless)
 
 
+def test_a_stream_takes_a_deadline(endless: Engine) -> None:
+    async def main() -> int:
+        return len([event async for event in endless.astream(LONG, timeout=0.3)])
+
+    with pytest.raises(mdinfer.DeadlineError, match=r"0\.3 s"):
+        list(endless.stream(LONG, timeout=0.3))
+    with pytest.raises(mdinfer.DeadlineError, match=r"0\.3 s"):
+        asyncio.run(main())
+
+
 def test_a_deadline_that_is_met_leaves_nothing(endless: Engine) -> None:
     short = Query(question="?", temperature=0, max_tokens=2)
     assert endless.submit(short, timeout=600).result(timeout=10).token_ids

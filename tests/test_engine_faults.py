@@ -101,6 +101,46 @@ def test_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest
     assert [len(sequence.pictures) for sequence in added] == [0]  # the cancelled one never took a step
 
 
+def test_pictures_are_read_no_further_ahead_than_they_may_be_needed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a slot is as small as it was asked: crops are many times as large as a file."""
+    read, prepare = list[object](), engine._prepare
+
+    def counting(*args: Any) -> Any:
+        read.append(args)
+        return prepare(*args)
+
+    monkeypatch.setattr(engine, "_prepare", counting)
+    with held(engine) as gate:
+        handles = [engine.submit(Query(image=PICTURE, question="cat?", max_tokens=2)) for _ in range(8)]
+        assert gate.reached.wait(SOON)
+        wait_for(lambda: len(read) == 3, "one that runs, one for the slot, one for the thread")
+        assert (engine.stats().running, engine.stats().waiting) == (1, 7)
+        handles[5].cancel()
+        time.sleep(0.05)
+        assert len(read) == 3
+    assert_cancelled(handles.pop(5))
+    for handle in handles:
+        handle.result(timeout=SOON)
+    wait_idle(engine)
+    assert not engine._readers._held
+
+
+def test_a_step_that_does_not_end_is_unhealthy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdinfer.loop.STALL_SECONDS", 0.2)
+    time.sleep(0.3)
+    assert engine.healthy  # there is nothing to do
+    with held(engine) as gate:
+        handle = engine.submit(SHORT)
+        assert gate.reached.wait(SOON)
+        wait_for(lambda: not engine.healthy, "it has lasted too long")
+        other = engine.submit(SHORT)  # which is not refused for it
+    handle.result(timeout=SOON)
+    other.result(timeout=SOON)
+    wait_for(lambda: engine.healthy, "it went on")
+
+
 def test_cancelled_while_waiting_for_a_slot(engine: Engine) -> None:
     running, waiting = engine.submit(LONG), engine.submit(SHORT)
     next(iter(running))

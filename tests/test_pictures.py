@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mdinfer.pictures import LoadedPicture, PictureStore
+from mdinfer.pictures import LoadedPicture, PictureStore, file_digest
 from tests.scheduled import picture
 
 
@@ -64,3 +64,30 @@ def test_a_forgotten_picture_is_made_anew() -> None:
     again = picture("a")
     assert store.shared(again, "") is again
     assert store.shared(picture("b"), "") is other
+
+
+def test_a_picture_is_found_by_the_file_it_came_in() -> None:
+    store, first = PictureStore(2), picture("a")
+    file = file_digest(b"...")
+    assert store.in_file(file, "") is None
+    store.found(file, first.digest, "")
+    assert store.in_file(file, "") is None  # the file is known, the picture is not, or no more
+    store.shared(first, "")
+    assert store.in_file(file, "") is first
+    assert store.in_file(file, "key") is None
+    store.forget([first])
+    assert store.in_file(file, "") is None
+
+
+def test_as_many_files_are_remembered_as_their_pictures_may_need() -> None:
+    store, first = PictureStore(1), picture("a")
+    store.shared(first, "")
+    files = [file_digest(bytes([i])) for i in range(5)]
+    for file in files:
+        store.found(file, first.digest, "")
+    assert [store.in_file(file, "") for file in files] == [None, *[first] * 4]
+
+
+def test_a_file_is_no_data_url() -> None:
+    assert file_digest("data:,a") != file_digest(b"data:,a")
+    assert file_digest("data:,\ud800") != file_digest("data:,?")

@@ -74,7 +74,7 @@ METHODS = {
     "detect": "self image object max_objects clip",
     "point": "self image object max_objects spatial_refs",
     "chat": "self messages reasoning sampling",
-    "stream": "self request",
+    "stream": "self request submission",
     "generate": "self requests progress",
     "encode_image": "self image",
     "submit": "self request namespace priority timeout",

@@ -79,11 +79,18 @@ def test_priority_comes_before_arrival() -> None:
     assert list(loop.answers) == [urgent, usual, late]
 
 
+def test_one_whose_pictures_took_long_keeps_its_place() -> None:
+    loop = Loop(slots=1)
+    asked_first, asked_later = text(3), text(3, first=30)
+    loop.add(asked_later, asked_first)
+    assert [row[0] for row in prefill(loop.step())] == [asked_first]
+
+
 def test_a_stream_of_short_ones_does_not_starve_a_long_one() -> None:
     """The long one needs nearly all pages; newcomers wait behind it, so they come free."""
     loop = Loop(pages=12, slots=4, cache=False)
-    long = text(40, more=4)
     first = [text(5, first=30 + i, more=6) for i in range(3)]
+    long = text(40, more=4)
     loop.add(*first, long)
     for i in range(12):
         loop.add(text(5, first=20 + i, more=6))

@@ -42,11 +42,14 @@ def _value(action: argparse.Action, text: str) -> Any:
             raise ConfigError(f"{variable(action)} is {text!r}, it must be 1 or 0")
         return text.lower() in _YES
     if isinstance(action, argparse._AppendAction):
-        return [part for part in text.split(",") if part]
+        if parts := [part.strip() for part in text.split(",") if part.strip()]:
+            return parts
+        raise ConfigError(f"{variable(action)} is {text!r}, which lists nothing: set it to something, or not at all")
     try:
         value = action.type(text) if callable(action.type) else text
     except ValueError:
-        raise ConfigError(f"{variable(action)} is {text!r}, it must be a number") from None
+        kind = "a whole number" if action.type is int else "a number"
+        raise ConfigError(f"{variable(action)} is {text!r}, it must be {kind}") from None
     if action.choices is not None and value not in action.choices:
         raise ConfigError(f"{variable(action)} is {text!r}, it must be one of {', '.join(action.choices)}")
     return value

@@ -122,7 +122,7 @@ def settings_of(args: argparse.Namespace, model: str) -> Settings:
         if not 0 < args.max_body_mb <= MAX_BODY_MB:
             raise ConfigError(f"--max-body-mb is {args.max_body_mb:g}, it must be above 0 and at most {MAX_BODY_MB}")
         stated["max_body_bytes"] = round(args.max_body_mb * (1 << 20))
-    keys = [*(args.api_key or ()), *(keys_of(args.api_key_file) if args.api_key_file else ())]
+    keys = [*(args.api_key or ()), *(() if args.api_key_file is None else keys_of(args.api_key_file))]
     return Settings(
         api_keys=tuple(dict.fromkeys(keys)),
         insecure=args.insecure,
@@ -135,10 +135,10 @@ def settings_of(args: argparse.Namespace, model: str) -> Settings:
 def keys_of(path: str) -> list[str]:
     """The keys in a file. Raises ConfigError, also for a file without any: it was meant to protect."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text file"
-        raise ConfigError(f"--api-key-file {path} cannot be read: {reason}") from None
+        raise ConfigError(f"--api-key-file {path or '(empty)'} cannot be read: {reason}") from None
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
         raise ConfigError(f"--api-key-file {path} holds no key: write one a line")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,32 @@ def test_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     trips = found["round_trips"]
     assert found["added_p50_ms"] == trips["text request"]["p50_ms"] - trips["floor"]["p50_ms"]
     assert "added at the median" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"data: nonsense\n\n", "an answer of another shape: JSONDecodeError"),
+        (b"data: [1]\n\n", "an answer of another shape: AttributeError"),
+        (b'data: {"error": "no"}\n\n', "an answer of another shape: AttributeError"),
+        (b'data: {"choices": []}\n\n', "no end within 0.2 s"),
+    ],
+)
+def test_a_server_that_answers_otherwise(data: bytes, error: str, tmp_path: Path) -> None:
+    """It is counted, and the load goes on."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + data)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async def main() -> list[load.Record]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        options = load.arguments([url, "--requests", "2", "--concurrency", "1", "--timeout", "0.2"])
+        async with server:
+            return await load.run(options, load.bodies(options))
+
+    assert [record.error for record in asyncio.run(main())] == [error] * 2

@@ -20,7 +20,7 @@ def test_a_small_siege(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     figures = json.loads(path.read_text())["figures"]
     assert {figure["attack"] for figure in figures} == {*names, "soak"}
     counts = [figure for figure in figures if not figure["what"].startswith(("p99", "more", "idle"))]
-    assert len(counts) == 10
+    assert len(counts) == 11
     assert all(figure["holds"] for figure in counts), counts
     assert "faults afterwards" in capsys.readouterr().out
 
@@ -32,3 +32,9 @@ def test_a_limit_that_is_exceeded(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "EXCEEDED" in capsys.readouterr().out
     figures[:] = [Figure(attack="a", what="b", value=2, limit=2)]
     assert siege.main([]) == 0
+
+
+@pytest.mark.slow
+def test_the_siege() -> None:
+    """Its own limits, on a machine that does nothing else."""
+    assert siege.main(["--soak-minutes", "10"]) == 0

@@ -49,7 +49,7 @@ class Script:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeStats:
     running: int
-    waiting: int = 0
+    waiting: int = 2
     pages_total: int = 100
     pages_free: int = 50
     pages_cached: int = 30
@@ -125,7 +125,9 @@ class FakeEngine:
     script: Script = field(default_factory=Script)
     model_id: str = "fake"
     healthy: bool = True
+    full: bool = False
     closed: bool = False
+    warm: bool = False
     requests: list[Request] = field(default_factory=list)
     handles: list[FakeHandle] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
@@ -134,7 +136,7 @@ class FakeEngine:
         return "model     fake (untrained)\ndevice    none"
 
     def warm_up(self) -> None:
-        """There is nothing to warm."""
+        self.warm = True
 
     def submit(
         self, request: Request, *, namespace: str = "", priority: int = 0, timeout: float | None = None

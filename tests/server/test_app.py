@@ -74,3 +74,30 @@ def test_a_server_that_cancels_the_handler(stream: bool) -> None:
     assert engine.handles[0].cancelled.is_set()
     assert not app.state.service.running
     assert 'mdinfer_request_errors_total{type="client_left"} 1.0' in app.state.service.metrics.expose("")[0].decode()
+
+
+@pytest.mark.parametrize(("version", "closes"), [("1.1", True), ("2", False)])
+def test_streams_close_connections_of_http_1_only(version: str, closes: bool) -> None:
+    scope = {
+        "type": "http",
+        "http_version": version,
+        "method": "POST",
+        "path": "/v1/query",
+        "headers": [(b"content-type", b"application/json")],
+        "query_string": b"",
+    }
+    sent: list[Any] = []
+
+    async def run() -> None:
+        messages = [{"type": "http.request", "body": b'{"question": "?", "stream": true}'}]
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await create_app(FakeEngine())(scope, receive, send)
+
+    asyncio.run(run())
+    assert ((b"connection", b"close") in sent[0]["headers"]) is closes

@@ -13,8 +13,8 @@ from tests.server.live_server import Live, error_of, live_server
 
 KEY = "sk-first"
 LOCKED = ["/v1/models", "/v1/models/moondream3-preview", "/v1/chat/completions", "/v1/query", "/v1/nope", "/"]
-LOCKED += ["/v1/caption", "/v1/detect", "/v1/point", "/health/", "//health", "/docs", "/metrics/"]
-OPEN = ["/health", "/ready", "/version", "/metrics", "/openapi.json"]
+LOCKED += ["/v1/caption", "/v1/detect", "/v1/point", "/health/", "//health", "/docs", "/metrics/", "/openapi.json"]
+OPEN = ["/health", "/ready", "/version", "/metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,14 @@ def test_cors(locked: Live) -> None:
     assert "access-control-allow-origin" not in stranger.headers
 
 
+def test_a_refused_preflight_is_an_error_like_all(locked: Live) -> None:
+    headers = {"origin": "https://evil.example", "access-control-request-method": "DELETE"}
+    response = locked.http.options("/v1/models", headers=headers)
+    assert response.status_code == 400
+    assert "origin" in error_of(response)["message"]
+    assert "access-control-allow-origin" not in response.headers
+
+
 def test_cors_is_off_by_default(live: Live) -> None:
     response = live.http.get("/health", headers={"origin": "https://app.example"})
     assert not any(name.startswith("access-control") for name in response.headers)
@@ -129,7 +137,7 @@ def test_each_key_has_a_namespace_of_its_own(locked: Live) -> None:
 
 
 def test_every_route_is_either_open_or_locked(locked: Live) -> None:
-    paths = locked.http.get("/openapi.json").json()["paths"]
+    paths = locked.http.get("/openapi.json", headers=bearer(KEY)).json()["paths"]
     assert {path.replace("{model}", "moondream3-preview") for path in paths} <= {*LOCKED, *OPEN}
 
 

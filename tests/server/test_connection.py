@@ -62,6 +62,23 @@ def read_all(wire: socket.socket) -> bytes:
     return received
 
 
+def test_more_connections_than_files(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ones = len(live.server.server_state.connections)
+    monkeypatch.setattr(connection, "most_connections", lambda: open_ones + 2)
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    wires = [socket.create_connection(("127.0.0.1", live.port), timeout=5) for _ in range(4)]
+    try:
+        assert [read_all(wire) for wire in wires[2:]] == [b"", b""]
+        for wire in wires[:2]:
+            wire.sendall(request)
+            assert wire.recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for wire in wires:
+            wire.close()
+    wait_until(lambda: len(live.server.server_state.connections) <= open_ones)
+    assert talk(live, request.replace(b"Host", b"Connection: close\r\nHost")).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_unfinished_headers(impatient: Live, data: bytes) -> None:
     begin = time.monotonic()
@@ -141,6 +158,20 @@ def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     answer = talk(live, b"".join(requests) + last)
     statuses = [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", answer)]
     assert [status == 404 for status in statuses] == [path == "/nope" for path in paths] + [False]
+
+
+@pytest.mark.parametrize(
+    "ahead", [b"G", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2], ids=["a byte", "two requests"]
+)
+def test_a_client_that_leaves_after_it_sent_more(live: Live, fake: FakeEngine, ahead: bytes) -> None:
+    fake.script = Script(pause=5)
+    question = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    with socket.create_connection(("127.0.0.1", live.port)) as wire:
+        wire.sendall(POST + f"Content-Length: {len(question)}\r\n\r\n".encode() + question)
+        wait_until(lambda: bool(fake.handles))
+        wire.sendall(ahead)
+        time.sleep(0.1)
+    wait_until(fake.handles[0].cancelled.is_set, 1)
 
 
 def test_length_and_chunks_together_are_not_smuggled(live: Live) -> None:

@@ -127,6 +127,11 @@ def test_content_encoding(live: Live, encoding: str) -> None:
     assert error_of(response)["code"] == "unsupported_encoding"
 
 
+def test_content_encoding_in_two_headers(live: Live) -> None:
+    headers = [*JSON.items(), ("content-encoding", "identity"), ("content-encoding", "gzip")]
+    assert live.http.post(CHAT, content=b"{}", headers=headers).status_code == 415
+
+
 def test_charset_is_accepted(live: Live) -> None:
     body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "hi"}}]}}'.encode()
     headers = {"content-type": "Application/JSON; charset=utf-8", "content-encoding": "identity"}

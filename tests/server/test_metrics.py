@@ -25,7 +25,7 @@ def test_the_engines_statistics(live: Live, fake: FakeEngine) -> None:
     fake.script = Script(pause=0.05)
     found = samples(live)
     assert found["mdinfer_num_requests_running",] == 0
-    assert found["mdinfer_num_requests_waiting",] == 0
+    assert found["mdinfer_num_requests_waiting",] == 2
     assert found["mdinfer_kv_cache_usage_ratio",] == 0.2
     assert found["mdinfer_prompt_tokens_total",] == 44
     assert found["mdinfer_generation_tokens_total",] == 20
@@ -91,6 +91,14 @@ def test_open_metrics_for_who_asks(live: Live) -> None:
     response = live.http.get("/metrics", headers=headers)
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     assert response.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x", "9" * 5000, ";escaping=none"])
+def test_versions_of_open_metrics_that_do_not_exist(live: Live, version: str) -> None:
+    headers = {"accept": f"application/openmetrics-text; version={version}"}
+    response = live.http.get("/metrics", headers=headers)
+    assert response.status_code == 200
+    assert "mdinfer_num_requests_running" in response.text
 
 
 def test_two_apps_count_apart() -> None:

@@ -12,7 +12,9 @@ from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from mdinfer.server import openapi_schemas
 from mdinfer.server.openapi import openapi
+from mdinfer.server.schema import NO_OPS
 from mdinfer.server.settings import Settings
 from tests.server import shapes
 from tests.server.fake_engine import FakeEngine, Script
@@ -71,6 +73,32 @@ def test_its_examples_work(served: Live) -> None:
             body = operations["post"]["requestBody"]["content"]["application/json"]
             shapes.check({**body["schema"], "components": document["components"]}, body["example"])
             assert served.http.post(path, json=body["example"]).status_code == 200
+
+
+def test_what_cannot_be_obeyed_is_described_as_it_is_refused() -> None:
+    """Values that ask for nothing fit, and no others."""
+    request = openapi(Settings())["components"]["schemas"]["ChatRequest"]["properties"]
+    assert openapi_schemas.NO_OPS.keys() == NO_OPS.keys()
+    values: tuple[Any, ...] = (
+        [],
+        {},
+        0,
+        1,
+        False,
+        "auto",
+        "none",
+        "x",
+        {"type": "text"},
+        {"type": "x"},
+        ["text"],
+        ["audio"],
+        [{}],
+    )
+    for name, is_no_op in NO_OPS.items():
+        fits = Draft202012Validator(request[name]).is_valid
+        assert fits(None)
+        for value in values:
+            assert fits(value) is bool(is_no_op(value)), (name, value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

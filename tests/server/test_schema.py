@@ -23,6 +23,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("modalities", ["text", "audio"]),
     ("chat_template", "{{ x }}"),
     ("chat_template_kwargs", {"enable_thinking": False}),
+    ("chat_template_kwargs", {}),
 ]
 
 INVALID: list[tuple[str, Any]] = [

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,10 +21,12 @@ from typing import Any
 import httpx
 import pytest
 
+from mdinfer.errors import ConfigError
 from mdinfer.server import serving as serving_module
 from mdinfer.server.cli import main
-from mdinfer.server.commands.serve import model_names
+from mdinfer.server.commands.serve import keys_of, model_names
 from mdinfer.server.settings import DEFAULT_MODEL_NAMES, Settings
+from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import MODEL, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -71,15 +77,20 @@ def test_from_start_to_sigterm() -> None:
     assert re.search(r"POST /v1/chat/completions 200 .* req_", err)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_printed_curl_line_works() -> None:
     with serving("demo", "--port", "0") as (process, url):
         wait_for(url, "/ready", 200)
+        assert process.stdout is not None
+        printed = ""
+        while "-d " not in printed:
+            printed += process.stdout.readline()
+        line = printed[printed.index("curl ") :].strip() + " --silent --max-time 60"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=90)
+        assert json.loads(done.stdout)["choices"][0]["finish_reason"] in ("stop", "length")
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        process.communicate(timeout=20)
     assert process.returncode == 130
-    body = re.search(r"-d '(.*)'", out)
-    assert body
-    assert MODEL in body[1]
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -144,7 +155,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "API_KEY": "first,second",
         "API_KEY_FILE": str(keys),
         "INSECURE": "yes",
-        "CORS_ORIGIN": "https://a.example,https://b.example",
+        "CORS_ORIGIN": "https://a.example, https://b.example",
         "MAX_BODY_MB": "2",
         "MAX_IMAGES": "3",
         "REQUEST_TIMEOUT": "4.5",
@@ -198,6 +209,47 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
     }
 
 
+def test_an_empty_name_of_a_key_file_is_no_open_door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serving_module, "serve", lambda *_, **__: 0)
+    assert main(["serve", "--api-key-file", ""]) == 2
+    assert "--api-key-file (empty)" in capsys.readouterr().err
+
+
+def test_a_key_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xef\xbb\xbfsk-a\r\nsk-b\r\n")
+    assert keys_of(str(path)) == ["sk-a", "sk-b"]
+
+
+def test_the_curl_line_is_quoted() -> None:
+    settings = Settings(model_names=('it\'s "mine"',))
+    text = serving_module._banner(FakeEngine(), "demo", settings, "http://127.0.0.1:1")
+    words = shlex.split(text[text.index("curl ") :].replace("\\\n", " "))
+    assert json.loads(words[words.index("-d") + 1])["model"] == 'it\'s "mine"'
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"request_timeout": 1e300},
+        {"body_timeout": math.inf},
+        {"drain_timeout": math.nan},
+        {"reasoning_alias": "content"},
+        {"cors_origins": ("https://a.example/",)},
+        {"cors_origins": ("a.example",)},
+        {"cors_origins": ("https://A.example",)},
+        {"cors_origins": ("",)},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options)).replace("cors_origins", "CORS")):
+        Settings(**options)
+    Settings(cors_origins=("*", "http://localhost:3000", "chrome-extension://abc"), request_timeout=1e9)
+
+
 def test_a_zero_on_the_command_line_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDINFER_PORT", "81")
     _, _, settings = arguments_of_serve(monkeypatch, ["--port", "0"])["args"]
@@ -238,6 +290,8 @@ def arguments_of_serve(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) ->
         ("MAX_IMAGES", "1.5"),
         ("API_KEY_FILE", "/nope/keys"),
         ("API_KEY_FILE", os.devnull),
+        ("API_KEY", " , "),
+        ("CORS_ORIGIN", "https://a.example, b.example"),
     ],
 )
 def test_a_bad_variable_is_named(
@@ -247,7 +301,7 @@ def test_a_bad_variable_is_named(
     assert main(["serve", "--port", "0"] if name != "PORT" else ["serve"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mdinfer: error: ")
-    assert f"MDINFER_{name}" in error or "--api-key-file" in error
+    assert f"MDINFER_{name}" in error or "--api-key-file" in error or "'b.example'" in error
     assert error.count("\n") == 1
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 
 from mdinfer.errors import CheckpointError
@@ -51,6 +54,72 @@ def test_a_model_that_cannot_be_loaded() -> None:
         check_unavailable(live, "load_failed")
 
 
+def test_a_model_is_warm_before_it_is_ready() -> None:
+    class Engine(FakeEngine):
+        def warm_up(self) -> None:
+            warming.set()
+            assert gate.wait(10)
+
+    warming, gate, engine = threading.Event(), threading.Event(), Engine()
+    with live_server(lambda: engine) as live:
+        assert warming.wait(10)
+        check_unavailable(live, "starting")
+        gate.set()
+        wait_until(lambda: live.http.get("/ready").status_code == 200)
+
+
+def test_a_model_that_cannot_be_warmed_up_is_closed() -> None:
+    class Engine(FakeEngine):
+        def warm_up(self) -> None:
+            raise RuntimeError("no such kernel")
+
+    engine = Engine()
+    with live_server(lambda: engine) as live:
+        wait_until(lambda: live.service.state == "failed")
+        check_unavailable(live, "load_failed")
+    assert engine.closed
+
+
+def test_a_full_engine_refuses_before_the_body_comes(live: Live, fake: FakeEngine) -> None:
+    fake.full = True
+    with socket.create_connection(("127.0.0.1", live.port), timeout=5) as wire:
+        head = "POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        wire.sendall(head.encode())
+        assert wire.recv(65536).startswith(b"HTTP/1.1 429 ")
+    assert error_of(live.chat())["code"] == "queue_full"
+    fake.full = False
+    assert live.chat().status_code == 200
+
+
+def test_bodies_together_take_bounded_memory() -> None:
+    """Eight of the largest size; what arrives beyond is refused, and there is room again once it is gone."""
+    megabyte = 1 << 20
+    with live_server(FakeEngine(), max_body_bytes=megabyte, body_timeout=5) as live:
+        head = "POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        wires = [socket.create_connection(("127.0.0.1", live.port), timeout=5) for _ in range(9)]
+        try:
+            for wire in wires:
+                wire.sendall(f"{head}Content-Length: {megabyte}\r\n\r\n".encode() + b" " * (megabyte - 1))
+            wires[0].settimeout(0.05)
+            refused = None
+            for wire in wires * 40:
+                wire.settimeout(0.05)
+                try:
+                    refused = wire.recv(65536)
+                    break
+                except TimeoutError:
+                    continue
+            assert refused is not None
+            assert refused.startswith(b"HTTP/1.1 429 ")
+            assert b"too_many_bytes" in refused
+            assert live.service._body_bytes <= 8 * megabyte
+        finally:
+            for wire in wires:
+                wire.close()
+        wait_until(lambda: live.service._body_bytes == 0)
+        assert live.chat().status_code == 200
+
+
 def test_a_dead_engine(live: Live, fake: FakeEngine) -> None:
     fake.healthy = False
     assert live.http.get("/health").status_code == 503
@@ -97,6 +166,32 @@ def test_stopping_ends_what_takes_too_long(stream: bool) -> None:
         error = events_of(response.text)[-1]["error"] if stream else error_of(response)
         assert error["code"] == "shutting_down"
         assert response.status_code == (200 if stream else 503)
+
+
+def test_probes_are_answered_while_requests_finish() -> None:
+    engine = FakeEngine(Script(pause=0.2))
+    with live_server(engine) as live:
+        thread, results = in_background(lambda: live.chat())
+        wait_until(lambda: bool(engine.handles))
+        live.server.handle_exit(15, None)
+        time.sleep(0.3)
+        assert httpx.get(f"{live.url}/health").status_code == 200
+        response = httpx.get(f"{live.url}/ready")
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        thread.join(10)
+        assert results[0].status_code == 200
+
+
+def test_stopping_does_not_wait_for_a_body() -> None:
+    with live_server(FakeEngine()) as live, socket.create_connection(("127.0.0.1", live.port), timeout=5) as wire:
+        head = b"POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        wire.sendall(head + b"{")
+        time.sleep(0.2)
+        live.server.handle_exit(15, None)
+        answer = wire.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"shutting_down" in answer
 
 
 def test_no_new_requests_while_draining(live: Live) -> None:
