@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load_mix import chart_file
+from benchmarks.load_mix import chart, png
 from benchmarks.roofline import QUESTION, QUESTIONS_PER_PICTURE
 from mdinfer.config import Template
 from mdinfer.request import Query
@@ -41,7 +41,7 @@ class Item:
 def drawn(count: int, seed: int, tokens_of: Callable[[str], int], template: Template) -> list[Item]:
     """`count` questions; other seeds give other pictures. `tokens_of` says how many tokens a text has."""
     draw = np.random.default_rng(seed)
-    pictures = [chart_file(seed * 100_003 + i) for i in range(max(1, round(count / QUESTIONS_PER_PICTURE)))]
+    pictures = [png(chart(seed * 100_003 + i)) for i in range(max(1, round(count / QUESTIONS_PER_PICTURE)))]
     length = QUESTION - len(template.prefix) - len(template.suffix)
     order = draw.permutation(count)
     return [

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +27,6 @@ from benchmarks.load_mix import chart
 from benchmarks.report import environment, median, table, write_json
 from mdinfer.config import VisionConfig
 from mdinfer.image import open_picture, prepare_image
-from mdinfer.reader_pool import ReaderPool
 
 GOAL = 60 / 16  # pictures of 850 x 600 a second and core: what keeps up with the vision tower of a large GPU
 _CONFIG = VisionConfig()
@@ -73,43 +72,17 @@ def parts(file: bytes, count: int) -> dict[str, float]:
 
 
 def rate(files: list[bytes], threads: int, seconds: float) -> float:
-    """Pictures a second, of at least two for each thread, through the engine's own pool."""
-    pool: ReaderPool[int] = ReaderPool(threads, ahead=2 * threads)
-    done, lock = threading.Semaphore(0), threading.Lock()
-    faults: list[BaseException] = []
-    start = time.perf_counter()
-    given = finished = 0
+    """Pictures a second: the sum over threads, each of which reads two at least. The first fault is raised."""
 
-    def work(number: int) -> None:
-        try:
-            prepare_image(files[number % len(files)], _CONFIG, exif=True, max_pixels=_LIMIT)
-        except BaseException as error:
-            with lock:
-                faults.append(error)
-        pool.release(number)
-        done.release()
+    def work(first: int) -> float:
+        start, done = time.perf_counter(), 0
+        while done < 2 or time.perf_counter() - start < seconds:
+            prepare_image(files[(first + done) % len(files)], _CONFIG, exif=True, max_pixels=_LIMIT)
+            done += 1
+        return done / (time.perf_counter() - start)
 
-    def give() -> None:
-        nonlocal given
-        pool.submit(given, (0, given), work, lambda _: done.release())
-        given += 1
-
-    try:
-        while given - finished < 2 * threads:
-            give()
-        while time.perf_counter() - start < seconds and not faults:
-            done.acquire()
-            finished += 1
-            give()
-        while finished < given:
-            done.acquire()
-            finished += 1
-        taken = time.perf_counter() - start
-    finally:
-        pool.close()
-    if faults:
-        raise faults[0]
-    return given / taken
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(work, range(threads)))
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

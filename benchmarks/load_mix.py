@@ -37,11 +37,11 @@ def chart(seed: int, size: tuple[int, int] = (850, 600)) -> Image.Image:
     return picture
 
 
-def chart_file(seed: int) -> bytes:
-    """The same as a PNG file."""
-    buffer = io.BytesIO()
-    chart(seed).save(buffer, "PNG")
-    return buffer.getvalue()
+def png(picture: Image.Image) -> bytes:
+    """As a file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def mixed_requests(count: int, seed: int, *, tokens: int, size: tuple[int, int] = (850, 600)) -> list[Request]:

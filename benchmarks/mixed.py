@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import mdinfer
-from benchmarks.load_mix import QUESTIONS, chart_file, mixed_requests
+from benchmarks.load_mix import QUESTIONS, chart, mixed_requests, png
 from benchmarks.report import median, table
 from mdinfer.request import Query, Request
 from mdinfer.result import Result
@@ -60,10 +60,12 @@ def measure_load(engine: mdinfer.Engine, arguments: argparse.Namespace) -> list[
 
 
 def measure_repeats(engine: mdinfer.Engine, pictures: int, seed: int) -> dict[str, Any]:
-    """Time to the first token of the first question about a picture file, and of those that follow, each alone."""
+    """Time to the first token of the first question about a picture, and of those that follow, each alone. It comes as
+    a file every time.
+    """
     first, later = [], []
     for i in range(pictures + 1):
-        picture = chart_file(seed + 10_000 + i)
+        picture = png(chart(seed + 10_000 + i))
         times = [
             engine.submit(Query(image=picture, question=q, temperature=0, max_tokens=2)).result().metrics.ttft_s
             for q in QUESTIONS

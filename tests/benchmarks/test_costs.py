@@ -63,26 +63,26 @@ def test_a_decoding_step_of_one_row_reads_a_share_of_the_weights() -> None:
     assert 0.99 < sum(part.bytes for part in bare(cost)) / sum(part.bytes for part in cost) < 0.995
 
 
-def test_int4_has_a_scale_for_every_128_numbers() -> None:
-    text = ModelConfig().text
+def test_int4_has_scales_for_every_128_numbers() -> None:
+    text, scale = ModelConfig().text, EXPERTS["int4"].scale
     numbers = 20 * 64 * 3 * 2048 * 1024
     whole, half = (weight_bytes(ModelConfig(), Precision(experts=name)) for name in ("bf16", "int4"))
-    assert whole - half == numbers * (2 - 0.5 - 2 / 128)
+    assert whole - half == numbers * (2 - 0.5 - scale / 128)
     cost = {part.name: part for part in text_step(text, decoding(10_000, 0), Precision(experts="int4"))}
-    assert cost["experts"].bytes == pytest.approx(numbers * (0.5 + 2 / 128))
+    assert cost["experts"].bytes == pytest.approx(numbers * (0.5 + scale / 128))
 
 
 def test_groups_are_whole_and_may_keep_more_than_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 inputs take a group of 128; a second number for each group is no part of the usual estimate."""
-    config = SIZES["200m-64x8"]
+    config, scale = SIZES["200m-64x8"], EXPERTS["int4"].scale
     precision = Precision(experts="int4")
     before = text_step(config.text, decoding(1, 0), precision)
     inner, dim, experts = config.text.moe.expert_inner_dim, config.text.dim, 8 * 64
     assert inner == 64
     groups = 2 * inner * dim // 128 + dim
     whole = weight_bytes(config, precision)
-    assert whole - weight_bytes(config, Precision()) == experts * (groups * (64 + 2) - 2 * 3 * dim * inner)
-    monkeypatch.setitem(EXPERTS, "int4", replace(EXPERTS["int4"], scale=4))
+    assert whole - weight_bytes(config, Precision()) == experts * (groups * (64 + scale) - 2 * 3 * dim * inner)
+    monkeypatch.setitem(EXPERTS, "int4", replace(EXPERTS["int4"], scale=scale + 2))
     assert weight_bytes(config, precision) - whole == experts * groups * 2
     assert bare(text_step(config.text, decoding(1, 0), precision)) == bare(before)
 
