@@ -23,7 +23,7 @@ from benchmarks.report import environment, median, table, write_json
 from benchmarks.sizes import SIZES
 from mdinfer.decode_table import State
 from mdinfer.image import Crops, image_tiling
-from mdinfer.loading import Loaded, describe_precision, load_model
+from mdinfer.loading import Loaded, describe_precision, load_model, parameter_count
 from mdinfer.memory import format_bytes
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "benchmark": "decode",
         "environment": environment(loaded.model.device),
         "model": arguments.checkpoint or f"random {arguments.random}",
-        "parameters": sum(t.numel() for t in loaded.model.weights().values()),
+        "parameters": parameter_count(loaded.model.config),
         "precision": describe_precision(loaded.model) + ("" if arguments.kv == "auto" else f", cache {arguments.kv}"),
         "load_s": time.perf_counter() - start,
         "prompt": arguments.prompt,
@@ -218,7 +218,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--random", choices=SIZES, default="200m", help="make up weights of this size")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8"))
+    parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8", "int4"))
     parser.add_argument("--kv", default="auto", choices=("auto", *_KV_TYPES), help="keys and values in the cache")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], metavar="N")
     parser.add_argument("--prompt", type=int, default=200, help="positions of each prompt")
@@ -228,8 +228,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-vision", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     arguments = parser.parse_args(argv)
-    if arguments.plain and arguments.experts == "fp8":
-        parser.error("--plain has no fp8 experts")
+    if arguments.plain and arguments.experts in ("fp8", "int4"):
+        parser.error(f"--plain has no {arguments.experts} experts")
     return arguments
 
 
