@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.report import environment, table, write_json
 from mdinfer.checkpoint import dequantise_rows, quantise_groups, quantise_rows, random_weights
+from mdinfer.checkpoint.tensors import one_thread
 from mdinfer.config import ModelConfig
 from mdinfer.kernels.int4 import INT4, dequantise
 from mdinfer.model.moondream import Moondream
@@ -74,7 +75,8 @@ def measure(config: ModelConfig, draw: str, rows: int) -> list[dict[str, Any]]:
     records = []
     for kind, dtype in KINDS.items():
         kept = Moondream(config, expert_dtype=torch.float32 if kind == "bf16" else dtype, device="cpu", max_context=1)
-        seconds, error = _fill(kept.weights(), exact.weights(), kind)
+        with one_thread():  # as the loader does it
+            seconds, error = _fill(kept.weights(), exact.weights(), kind)
         found, found_logits = _forward(kept, x)
         experts = {name: value for name, value in exact.weights().items() if _is_expert(name)}
         count = sum(value.numel() for value in experts.values())
