@@ -38,12 +38,12 @@ class Storage:
         return self.scale * rows * groups
 
 
-# int4 may keep more than one bfloat16 for a group, such as a least value: then `scale` is 4.
+# int4 keeps a step and a least value for each group, both bfloat16.
 EXPERTS = {
     "float32": Storage(number=4),
     "bf16": Storage(number=2),
     "fp8": Storage(number=1, scale=4, rate="fp8"),
-    "int4": Storage(number=0.5, scale=2, group=128),
+    "int4": Storage(number=0.5, scale=4, group=128),
 }
 KV = {"float32": Storage(number=4), "bf16": Storage(number=2), "fp8": Storage(number=1, scale=4)}
 BASE = {"float32": 4, "bf16": 2}

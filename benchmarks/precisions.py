@@ -4,5 +4,7 @@ from __future__ import annotations
 
 import torch
 
-EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+from mdinfer.kernels.int4 import INT4
+
+EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int4": INT4}
 KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
