@@ -7,7 +7,10 @@
 #   correctness   every kernel at real shapes against its twin, then tests/kernels
 #   kernels       the speed of every kernel beside the library operations for the same work
 #   golden        the golden requests end to end, in float32 token by token, in bfloat16 as far as they are equal
-#   full          a random model of the full size end to end, with experts and cache in bfloat16, and in fp8
+#   counts        floors and memory by arithmetic, starts and bytes of a step by count; what the CPU does for the GPU
+#   full          decoding with random weights of the full size, with experts and cache in bfloat16, and in fp8
+#   parts         vision by crop count, prefill by length, of the same
+#   throughput    requests/s on a load shaped like ChartQA's, with experts and cache in fp8
 #
 # Results go to --out, else to $OUT, else to benchmarks/results, as gpu-*.json and gpu.log; a summary is printed last.
 # Needs Python with torch, triton, numpy, pillow, tokenizers, safetensors and tqdm, and for the tests pytest and
@@ -22,12 +25,12 @@ while (($#)); do
     --dry-run) dry=1 ;;
     --wheels) wheels=$2 && shift ;;
     --out) out=$2 && shift ;;
-    environment | correctness | kernels | golden | full) stages+=("$1") ;;
+    environment | correctness | kernels | golden | counts | full | parts | throughput) stages+=("$1") ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2 ;;
   esac
   shift
 done
-((${#stages[@]})) || stages=(environment correctness kernels golden full)
+((${#stages[@]})) || stages=(environment correctness kernels golden counts full parts throughput)
 mkdir -p "$out" && log="$out/gpu.log" && : >"$log" || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [[ $wheels ]]; then
@@ -53,14 +56,19 @@ if [[ $dry ]]; then
   device=cpu chip=90 jobs=2 workers=""
   export TRITON_INTERPRET=1
   few=(--family norm --case "layer_norm[1x2048") tests=tests/kernels/triton/test_float8.py golden=(--limit 1)
-  full=(--random 20m --dtype float32 --batch 1 --prompt 8 --tokens 2 --rounds 1 --no-vision)
+  model=(--random 20m --dtype float32 --rounds 1)
+  decode=(--batch 1 --prompt 8 --tokens 2 --no-vision) vision=(--crops 2) prefill=(--prompt 20 --requests 1)
+  charts=(--clients 1 --answers 2 --least 2 --rounds 1) counted=(--batch 1 --steps 4)
+  pictures=(--kind photo-jpeg-850x600 --threads 1 --seconds 0.1 --rounds 1)
 else
   unset TRITON_INTERPRET
   device=cuda jobs=$(nproc)
   chip=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 2
   workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8")
   few=() tests=tests/kernels golden=()
-  full=(--random full --dtype bfloat16 --batch 1 4 16 64 --prompt 775 --tokens 32 --rounds 3)
+  model=(--random full --dtype bfloat16 --rounds 3)
+  decode=(--batch 1 4 16 64 --prompt 800 --tokens 32) vision=() prefill=() counted=() pictures=(--seconds 0.5)
+  charts=(--random full --dtype bfloat16 --clients 1 4 16 64 --rounds 2)
 fi
 
 # All at once on all cores, into Triton's cache; the commands after it find their kernels there.
@@ -92,11 +100,31 @@ for stage in "${stages[@]}"; do
       run 480 python3 -m benchmarks.golden --device $device --dtype float32 bfloat16 "${golden[@]}" \
         --json "$out/gpu-golden.json"
       ;;
+    counts)
+      run 30 python3 -m benchmarks.roofline --json "$out/gpu-roofline.json"
+      run 60 python3 -m benchmarks.memory --json "$out/gpu-memory.json"
+      for precision in bf16 fp8; do
+        run 60 python3 -m benchmarks.launches "${counted[@]}" --experts $precision --kv $precision \
+          --json "$out/gpu-launches-$precision.json"
+      done
+      run 200 python3 -m benchmarks.images "${pictures[@]}" --json "$out/gpu-images.json"
+      ;;
     full)
       for precision in bf16 fp8; do
-        run 250 python3 -m benchmarks.decode --device $device --experts $precision --kv $precision "${full[@]}" \
-          --json "$out/gpu-full-$precision.json"
+        run 250 python3 -m benchmarks.decode --device $device --experts $precision --kv $precision "${model[@]}" \
+          "${decode[@]}" --json "$out/gpu-full-$precision.json"
       done
+      ;;
+    parts)
+      run 150 python3 -m benchmarks.vision --device $device "${model[@]}" "${vision[@]}" --json "$out/gpu-vision.json"
+      for precision in bf16 fp8; do
+        run 190 python3 -m benchmarks.prefill --device $device --experts $precision --kv $precision "${model[@]}" \
+          "${prefill[@]}" --json "$out/gpu-prefill-$precision.json"
+      done
+      ;;
+    throughput)
+      run 540 python3 -m benchmarks.throughput --device $device --load charts --experts fp8 --kv fp8 \
+        "${charts[@]}" --json "$out/gpu-throughput.json"
       ;;
   esac
   echo "stage $stage took $((SECONDS - begun)) s" | tee -a "$log"

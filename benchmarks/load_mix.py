@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -33,6 +35,13 @@ def chart(seed: int, size: tuple[int, int] = (850, 600)) -> Image.Image:
     pen.line((0.04 * width, 0.9 * height, 0.98 * width, 0.9 * height), fill="black", width=max(1, height // 200))
     pen.line((0.04 * width, 0.05 * height, 0.04 * width, 0.9 * height), fill="black", width=max(1, height // 200))
     return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    """As a file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def mixed_requests(count: int, seed: int, *, tokens: int, size: tuple[int, int] = (850, 600)) -> list[Request]:

@@ -45,6 +45,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(list(columns)), line(["-" * w for w in widths]), *(line(row) for row in cells)])
 
 
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(columns), ["---"] * len(columns), *cells])
+
+
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path is not None:
         Path(path).write_text(json.dumps(result, indent=1) + "\n")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mdinfer.kernels import dispatch
+from mdinfer.kernels.int4 import INT4, dequantise, packed_shape, scale_shape
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.quantise import quantise_rows
 
@@ -41,6 +42,7 @@ class ExpertWeights:
     """The experts of a layer: fc1 (E, 2I, D), fc2 (E, D, I), in the dtype of the activations.
 
     Or both in float8_e4m3fn, with float32 scales per output channel: fc1_scale (E, 2I), fc2_scale (E, D).
+    Or both in int4, with what `mdinfer.kernels.int4` has for these shapes.
     """
 
     fc1: torch.Tensor
@@ -49,9 +51,24 @@ class ExpertWeights:
     fc2_scale: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        E, D, inner = self.fc2.shape
-        assert self.fc1.shape == (E, 2 * inner, D), (self.fc1.shape, self.fc2.shape)
-        assert (self.fc1_scale is None) == (self.fc2_scale is None) == (self.fc1.dtype.itemsize > 1)
+        (E, D, _), inner = self.fc2.shape, self.fc1.shape[1] // 2
+        for weight, scale, shape in (
+            (self.fc1, self.fc1_scale, (E, 2 * inner, D)),
+            (self.fc2, self.fc2_scale, (E, D, inner)),
+        ):
+            int4, fp8 = weight.dtype == INT4, weight.dtype == torch.float8_e4m3fn
+            assert weight.shape == (packed_shape(*shape) if int4 else shape), (weight.shape, shape)
+            expected = scale_shape(*shape) if int4 else shape[:2] if fp8 else None
+            assert (None if scale is None else scale.shape) == expected, (weight.dtype, expected)
+        assert self.fc1.dtype == self.fc2.dtype
+
+    @property
+    def inner(self) -> int:
+        return self.fc1.shape[1] // 2
+
+    @property
+    def int4(self) -> bool:
+        return self.fc1.dtype == INT4
 
 
 def grouped(T: int, A: int, E: int) -> bool:
@@ -93,8 +110,8 @@ def moe_experts(
     are what costs) both products take their rows from `quantise_rows`. An expert that nobody takes is not read.
     """
     T, A = routing.experts.shape
-    assert x_TD.shape == (T, experts.fc1.shape[2]) and routing.weights.shape == (T, A), (x_TD.shape, T, A)
-    assert activations == "plain" or experts.fc1_scale is not None, "fp8 activations go with fp8 experts"
+    assert x_TD.shape == (T, experts.fc2.shape[1]) and routing.weights.shape == (T, A), (x_TD.shape, T, A)
+    assert activations == "plain" or experts.fc1.dtype == torch.float8_e4m3fn, "fp8 activations go with fp8 experts"
     if not dispatch.compiled(x_TD):
         return moe_experts_torch(x_TD, routing, experts, activations)
     if grouped(T, A, len(experts.fc1)):
@@ -155,9 +172,17 @@ def _by_expert(
 
 
 def _expert(x: torch.Tensor, e: int, experts: ExpertWeights, fp8: bool) -> torch.Tensor:
+    if experts.int4:
+        return _expert_int4(x, e, experts)
     scale1, scale2 = experts.fc1_scale, experts.fc2_scale
     u, g = _linear(x, experts.fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
     return _linear(F.gelu(u) * (g + 1), experts.fc2[e], None if scale2 is None else scale2[e], fp8)
+
+
+def _expert_int4(x: torch.Tensor, e: int, experts: ExpertWeights) -> torch.Tensor:
+    assert experts.fc1_scale is not None and experts.fc2_scale is not None
+    u, g = linear(x, dequantise(experts.fc1[e], experts.fc1_scale[e], x.shape[1], x.dtype)).chunk(2, dim=-1)
+    return linear(F.gelu(u) * (g + 1), dequantise(experts.fc2[e], experts.fc2_scale[e], experts.inner, x.dtype))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, fp8: bool) -> torch.Tensor:

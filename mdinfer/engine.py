@@ -296,7 +296,8 @@ class Engine(SkillCalls):
         workspace = f", workspace {format_bytes(self._workspace)}" if self._workspace else ""
         lines = [
             f"model     {self.model_id}" + (f" ({self._loaded.notice})" if self._loaded.notice else ""),
-            f"device    {model.device}{threads}, {describe_precision(model)}",
+            f"device    {model.device}{threads}, {describe_precision(model)}"
+            + (f" ({self._loaded.choice.why})" if self._loaded.choice.why else ""),
             f"memory    weights {format_bytes(self._loaded.weight_bytes)}, KV cache up to {format_bytes(cache)}"
             + workspace,
             f"capacity  {together} requests of 800 tokens at once, context {self.max_context} tokens",

@@ -12,8 +12,10 @@ from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
 from mdinfer.memory import available_bytes, explained_shortage
+from mdinfer.model.batch import KVCache
 from mdinfer.model.moondream import Moondream
-from mdinfer.options import EngineConfig
+from mdinfer.options import EngineConfig, parse_size
+from mdinfer.precision import SMALLER, Choice, Experts, chosen_experts, described, expert_dtype
 from mdinfer.tokenizer import Tokenizer, find_tokenizer
 
 DEMO = "demo"
@@ -23,16 +25,21 @@ DEMO_DIRECTORY = Path(__file__).parent / "demo"
 DEMO_NOTICE = "the demo checkpoint is tiny: it knows colored shapes, small sums, names and a few poems"
 
 _FLOAT32_SHARE = 0.5  # of the free memory that float32 weights may take before bfloat16 is chosen on a CPU
+# What a GPU has to hold beside weights and cache: steps, pictures and graphs, which the engine measures once the
+# weights are there. An estimate: 128 pictures' features take 0.36 GiB of it, rows of a 4096-token prefill 0.6. Not
+# measured.
+_BESIDE = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """notice: a sentence the user must see, or ""."""
+    """notice: a sentence the user must see, or ""; choice: of the experts' precision."""
 
     name: str
     model: Moondream
     tokenizer: Tokenizer
     max_context: int
+    choice: Choice
     notice: str = ""
 
     @property
@@ -53,7 +60,8 @@ def load_model(
     is_demo = name == DEMO
     checkpoint = find_checkpoint(DEMO_DIRECTORY if is_demo else name, progress=options.progress)
     config = checkpoint.config
-    build = _builder(config, checkpoint.precision, options, device)
+    choice = _experts(config, "fp8" if checkpoint.precision == "fp8" else "bf16", options, device)
+    build = _builder(config, choice, options, device)
     checkpoint.check(build("meta").weights())  # sizes that disagree must not be allocated first
     words = find_tokenizer(
         tokenizer, checkpoint.directory, config.tokenizer, config.text.vocab_size, progress=options.progress
@@ -65,6 +73,7 @@ def load_model(
         model=model,
         tokenizer=words,
         max_context=options.max_context or config.text.max_context,
+        choice=choice,
         notice=DEMO_NOTICE if is_demo else "",
     )
 
@@ -73,7 +82,8 @@ def _made_up(
     name: str, options: EngineConfig, device: torch.device, tokenizer: Path | None, config: ModelConfig
 ) -> Loaded:
     """Random weights, which speak through the demo's tokenizer unless given another."""
-    model = _builder(config, "bfloat16", options, device)(device)
+    choice = _experts(config, "bf16", options, device)
+    model = _builder(config, choice, options, device)(device)
     random_weights(model.weights(), seed=0)
     return Loaded(
         name=name,
@@ -82,6 +92,7 @@ def _made_up(
             tokenizer or DEMO_DIRECTORY / "tokenizer.json", config.tokenizer, config.text.vocab_size
         ),
         max_context=options.max_context or config.text.max_context,
+        choice=choice,
         notice="the weights are random",
     )
 
@@ -100,23 +111,49 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _builder(
-    config: ModelConfig, precision: str, options: EngineConfig, device: torch.device
+    config: ModelConfig, choice: Choice, options: EngineConfig, device: torch.device
 ) -> Callable[[torch.device | str], Moondream]:
     """Makes a model with unset weights, in the precisions that options and checkpoint come to, on a given device."""
     dtype = _dtype(config, options, device)
-    fp8 = options.experts == "fp8" or (options.experts == "auto" and precision == "fp8" and device.type == "cuda")
 
     def build(on: torch.device | str) -> Moondream:
         with explained_shortage("the weights", device, "choose a smaller dtype= or experts=, or another device="):
             return Moondream(
                 config,
                 dtype=dtype,
-                expert_dtype=torch.float8_e4m3fn if fp8 else dtype,
+                expert_dtype=expert_dtype(choice.experts, dtype),
                 device=on,
                 max_context=1 if on == "meta" else options.max_context,
             )
 
     return build
+
+
+def _experts(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:
+    """What the option says, or the checkpoint's own as far as a GPU can hold it; a CPU computes unquantised."""
+    if options.experts != "auto":
+        return Choice(experts=options.experts)
+    if device.type != "cuda":
+        return Choice(experts="bf16")
+    dtype = _dtype(config, options, device)
+    beside = _least_cache(config, options, dtype) + _BESIDE
+    needed = {each: _weight_bytes(config, dtype, expert_dtype(each, dtype)) + beside for each in SMALLER}
+    return chosen_experts(own, needed, available_bytes(device))
+
+
+def _least_cache(config: ModelConfig, options: EngineConfig, dtype: torch.dtype) -> int:
+    """Bytes of what `kv_memory` asks for, or of one sequence as long as any may be."""
+    if options.kv_memory != "auto":
+        return parse_size(options.kv_memory, "kv_memory")
+    kept = {"auto": dtype, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[options.kv_dtype]
+    text, longest = config.text, options.max_context or config.text.max_context
+    page = KVCache.bytes_per_page(text.n_layers, text.n_heads, text.head_dim, options.page_size, kept)
+    return page * -(-longest // options.page_size)
+
+
+def _weight_bytes(config: ModelConfig, dtype: torch.dtype, experts: torch.dtype) -> int:
+    skeleton = Moondream(config, dtype=dtype, expert_dtype=experts, device="meta", max_context=1)
+    return sum(tensor.nbytes for tensor in skeleton.weights().values())
 
 
 def _dtype(config: ModelConfig, options: EngineConfig, device: torch.device) -> torch.dtype:
@@ -137,5 +174,5 @@ def parameter_count(config: ModelConfig) -> int:
 def describe_precision(model: Moondream) -> str:
     """For example "bfloat16, experts float8_e4m3fn"."""
     base = str(model.dtype).removeprefix("torch.")
-    quantised = {str(t.dtype).removeprefix("torch.") for t in model.weights().values() if t.dtype.itemsize == 1}
+    quantised = {described(tensor.dtype) for tensor in model.weights().values() if tensor.dtype.itemsize == 1}
     return f"{base}, experts {quantised.pop()}" if quantised else base

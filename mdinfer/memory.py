@@ -55,16 +55,19 @@ def cache_pages(
     dtype: torch.dtype,
     device: torch.device,
     workspace: int = 0,
+    free: int | None = None,
 ) -> int:
     """Pages of the KV cache: as many as the batch can ever use, within `kv_memory`. Raises ConfigError.
 
     Without a `kv_memory` they take what is free beside `workspace` bytes on a GPU, and a quarter of it on a CPU.
+    `free` bytes may be given for a device that is not there.
     """
     page = KVCache.bytes_per_page(config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype)
     most = options.max_batch_size * -(-max_context // options.page_size)
     if options.kv_memory == "auto":
         share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
-        budget = max(0, int((available_bytes(device) - workspace) * share))
+        free = available_bytes(device) if free is None else free
+        budget = max(0, int((free - workspace) * share))
     else:
         budget = parse_size(options.kv_memory, "kv_memory")
     if budget < page:

@@ -22,12 +22,17 @@ def workspace_bytes(
 ) -> int:
     """Measured on a GPU, with room for pictures; 0 on a CPU, whose allocator keeps no account.
 
-    With `graphs` twice what was measured: they have a workspace of their own. Raises torch.OutOfMemoryError.
+    Raises torch.OutOfMemoryError.
     """
     if model.device.type != "cuda":
         return 0
     with torch.cuda.device(model.device):
         steps = _measured(model, options, max_context=max_context, kv_dtype=kv_dtype)
+    return whole_workspace(model, options, steps=steps, graphs=graphs)
+
+
+def whole_workspace(model: Moondream, options: EngineConfig, *, steps: int, graphs: bool) -> int:
+    """Of what the worst steps take, with room for pictures; `graphs` have a workspace of their own."""
     config, pictures = model.config, options.image_cache + options.max_batch_size
     features = pictures * config.vision.positions * config.text.dim * model.dtype.itemsize
     return steps * (1 + graphs) + features

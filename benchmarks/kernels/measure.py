@@ -21,7 +21,7 @@ from benchmarks.kernels.command import parser
 from benchmarks.report import environment, median, table, write_json
 
 Calls = Sequence[Callable[[], object]]
-Timer = Callable[[Calls], float]
+Timer = Callable[[Calls], list[float]]
 
 SAMPLES = 20
 MOST_COPIES = 256  # of the inputs; small ones then stay in the cache, as a layer's activations do in the model
@@ -45,14 +45,15 @@ def ceilings(device: torch.device) -> Record:
     count, side = (1 << 29, 8192) if gpu else (1 << 22, 256)
     source = torch.randn(count, device=device, dtype=torch.bfloat16)
     into = torch.empty_like(source)
-    copy_ms = timer([partial(into.copy_, source)])
+    copy_ms = median(timer([partial(into.copy_, source)]))
     del source, into
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    product_ms = timer([partial(torch.mm, a, b)])
+    product_ms = median(timer([partial(torch.mm, a, b)]))
 
     def fp8() -> Record:
         one, x, y = torch.ones((), device=device), a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-        return {"ms": timer([partial(torch._scaled_mm, x, y, one, one, out_dtype=torch.bfloat16)])}
+        product = partial(torch._scaled_mm, x, y, one, one, out_dtype=torch.bfloat16)
+        return {"ms": median(timer([product]))}
 
     fp8_ms = attempt(fp8, ()).get("ms") if gpu else None
     flops = 2 * side**3
@@ -64,7 +65,7 @@ def ceilings(device: torch.device) -> Record:
 
 
 def timer_for(device: torch.device) -> Timer:
-    """Gives the median milliseconds of a call among others made one after the other."""
+    """Gives the milliseconds of a call among others made one after the other, several times over."""
     return _gpu_ms if device.type == "cuda" else _clock_ms
 
 
@@ -97,22 +98,22 @@ def size_of(value: Any) -> int:
     return 0
 
 
-def _clock_ms(calls: Calls) -> float:
+def _clock_ms(calls: Calls) -> list[float]:
     samples = []
     for call in (*calls, *calls):
         start = time.perf_counter()
         call()
         samples.append(1e3 * (time.perf_counter() - start))
-    return median(samples)
+    return samples
 
 
-def _gpu_ms(calls: Calls) -> float:
+def _gpu_ms(calls: Calls) -> list[float]:
     """By replays of a CUDA graph of many calls; as launched from the host for what waits for the device."""
     calls[0]()
     torch.cuda.synchronize()
     if _waits(calls[-1]):
-        return _sampled(lambda: [call() for call in calls]) / len(calls)
-    once = _sampled(lambda: [call() for call in calls], samples=3) / len(calls)
+        return _sampled(lambda: [call() for call in calls], calls=len(calls))
+    once = median(_sampled(lambda: [call() for call in calls], calls=len(calls), samples=3))
     rounds = max(1, min(MOST_CALLS, round(LEAST_MS / once)) // len(calls))
     graph = torch.cuda.CUDAGraph()
     # Results are kept for a round, so that each call writes to memory of its own.
@@ -120,7 +121,7 @@ def _gpu_ms(calls: Calls) -> float:
     with torch.cuda.graph(graph):
         for call in [*calls] * rounds:
             kept.append(call())
-    return _sampled(graph.replay) / (len(calls) * rounds)
+    return _sampled(graph.replay, calls=len(calls) * rounds)
 
 
 def _waits(call: Callable[[], object]) -> bool:
@@ -137,7 +138,8 @@ def _waits(call: Callable[[], object]) -> bool:
     return False
 
 
-def _sampled(work: Callable[[], object], samples: int = SAMPLES) -> float:
+def _sampled(work: Callable[[], object], *, calls: int, samples: int = SAMPLES) -> list[float]:
+    """Milliseconds of one of the `calls` that the work consists of."""
     event: Any = torch.cuda.Event
     for _ in range(2):
         work()
@@ -148,8 +150,8 @@ def _sampled(work: Callable[[], object], samples: int = SAMPLES) -> float:
         work()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times)
+        times.append(start.elapsed_time(end) / calls)
+    return times
 
 
 if __name__ == "__main__":

@@ -9,23 +9,26 @@ from benchmarks.kernels.case import Call, Case, Inputs, randn
 from mdinfer.kernels import ExpertWeights, Routing
 from mdinfer.kernels._triton import moe_grouped, moe_small, quantise
 from mdinfer.kernels._triton.moe_route import moe_route
+from mdinfer.kernels.int4 import INT4, packed_shape, scale_shape
 from mdinfer.kernels.moe import Activations, grouped, moe_experts_torch, moe_route_torch
 from mdinfer.kernels.quantise import quantise_rows_torch
 
 _MODEL = (2048, 64, 8, 1024)  # D, E, A, I
+_BYTES = {"bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 4 / 128}  # of a weight
 _TINY = ((128, 8, 2, 64), (256, 64, 8, 32))
 _TOKENS = (1, 2, 4, 8, 16, 64, 256, 775, 2048, 4096, 8192)
 _WHY = "the activation, each row and the result are rounded to bfloat16, by 0.29 * 2^-7 on average"
+_WHY_INT4 = _WHY + "; for many tokens weights too"
 _WHY_FP8 = "and one activation in 16 comes to lie near enough to a tie to be rounded to the next e4m3 value"
 
 
 def cases() -> list[Case]:
     return [
         *(_route(T) for T in (1, 8, 64, 775, 4096, 8192)),
-        *(_experts(T, fp8) for fp8 in (False, True) for T in _TOKENS),
-        *(_experts(T, True, "fp8") for T in _TOKENS if T > 8),
+        *(_experts(T, kept) for kept in ("bf16", "fp8", "int4") for T in _TOKENS),
+        *(_experts(T, "fp8", "fp8") for T in _TOKENS if T > 8),
         *(_quantise(rows, width) for rows, width in ((4096, 2048), (8 * 4096, 1024))),
-        *(_experts(T, False, sizes=sizes) for sizes in _TINY for T in (1, 17, 745)),
+        *(_experts(T, kept, sizes=sizes) for kept in ("bf16", "int4") for sizes in _TINY for T in (1, 17, 745)),
     ]
 
 
@@ -53,14 +56,14 @@ def _route(T: int) -> Case:
     )
 
 
-def _experts(T: int, fp8: bool, activations: Activations = "plain", sizes: tuple[int, int, int, int] = _MODEL) -> Case:
+def _experts(T: int, kept: str, activations: Activations = "plain", sizes: tuple[int, int, int, int] = _MODEL) -> Case:
     D, E, A, inner = sizes
     many = grouped(T, A, E)
 
     def inputs(device: torch.device) -> Inputs:
         experts, weights, counts = moe_route(randn(T, E, device=device), A, None)
         routing = Routing(experts=experts, weights=weights, counts=counts)
-        return randn(T, D, device=device), routing, _weights(sizes, fp8, device)
+        return randn(T, D, device=device), routing, _weights(sizes, kept, device)
 
     def run(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
         if many:
@@ -68,12 +71,12 @@ def _experts(T: int, fp8: bool, activations: Activations = "plain", sizes: tuple
         return moe_small.moe_experts(x, routing, weights)
 
     def twin(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
-        if not fp8:
+        if kept == "bf16":
             weights = ExpertWeights(fc1=weights.fc1.float(), fc2=weights.fc2.float())
         return moe_experts_torch(x.float(), routing, weights, activations)
 
-    touched, weight_bytes = E * (1 - (1 - A / E) ** T), 3 * D * inner * (1 if fp8 else 2)
-    dtypes = "bf16" if not fp8 else "fp8xfp8" if activations == "fp8" else "fp8xbf16"
+    touched, weight_bytes = E * (1 - (1 - A / E) ** T), 3 * D * inner * _BYTES[kept]
+    dtypes = kept if kept == "bf16" else f"{kept}x{'fp8' if activations == 'fp8' else 'bf16'}"
     full_size = sizes == _MODEL
     return Case(
         op="moe_experts",
@@ -82,17 +85,20 @@ def _experts(T: int, fp8: bool, activations: Activations = "plain", sizes: tuple
         run=run,
         twin=twin,
         bound=3e-2 if activations == "fp8" else 6e-3,
-        why=_WHY_FP8 if activations == "fp8" else _WHY,
-        rivals=_rivals(fp8, many) if full_size else {},
+        why=_WHY_FP8 if activations == "fp8" else _WHY_INT4 if kept == "int4" else _WHY,
+        rivals=_rivals(kept, many) if full_size else {},
         bytes=round(touched * weight_bytes) + 2 * 2 * T * D,
         flops=2 * 3 * T * A * D * inner,
         bar=("bytes", 0.75) if not many and full_size else ("flops", 0.6) if T >= 4096 else None,
     )
 
 
-def _weights(sizes: tuple[int, int, int, int], fp8: bool, device: torch.device) -> ExpertWeights:
+def _weights(sizes: tuple[int, int, int, int], kept: str, device: torch.device) -> ExpertWeights:
     D, E, _, inner = sizes
-    if not fp8:
+    if kept == "int4":
+        (fc1, scale1), (fc2, scale2) = _int4(E, 2 * inner, D, device=device), _int4(E, D, inner, device=device)
+        return ExpertWeights(fc1=fc1, fc2=fc2, fc1_scale=scale1, fc2_scale=scale2)
+    if kept == "bf16":
         fc1 = randn(E, 2 * inner, D, device=device, scale=D**-0.5)
         return ExpertWeights(fc1=fc1, fc2=randn(E, D, inner, device=device, scale=inner**-0.5))
     scales = (
@@ -107,9 +113,20 @@ def _weights(sizes: tuple[int, int, int, int], fp8: bool, device: torch.device) 
     )
 
 
-def _rivals(fp8: bool, many: bool) -> dict[str, Call]:
+def _int4(*shape: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Any bits; steps near those of normal numbers whose products have the size of what they multiply."""
+    size = packed_shape(*shape)
+    if device.type == "meta":
+        bits = torch.empty(size, dtype=INT4, device=device)
+    else:
+        bits = torch.randint(0, 256, size, dtype=INT4, device=device)
+    step = 0.2 * shape[-1] ** -0.5 * (1 + 0.1 * randn(*scale_shape(*shape)[:-1], device=device).float())
+    return bits, torch.stack((step, -7.5 * step), dim=-1).bfloat16()
+
+
+def _rivals(kept: str, many: bool) -> dict[str, Call]:
     rivals: dict[str, Call] = {"torch.mm by expert": moe_experts_torch}
-    if many and not fp8:
+    if many and kept == "bf16":
         rivals["torch._grouped_mm"] = _grouped_mm
     return rivals
 

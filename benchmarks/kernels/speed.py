@@ -17,7 +17,7 @@ from benchmarks.kernels.apart import Record, each
 from benchmarks.kernels.case import Case, Inputs
 from benchmarks.kernels.command import chosen, named, on_gpu, parser
 from benchmarks.kernels.measure import Timer, calls_of, ceilings, rotated, timer_for
-from benchmarks.report import environment, table, write_json
+from benchmarks.report import environment, median, table, write_json
 
 _CEILINGS, _KERNEL, _COPY = "the chip's ceilings", "kernel", "copy"
 
@@ -62,12 +62,13 @@ def _measure(name: str, who: str, device: str) -> Record:
 
 @torch.inference_mode()
 def time_of(case: Case, who: str, device: torch.device, timer: Timer) -> Record:
-    """ms of one call of the kernel, the rival named or the copy, and how many inputs took turns."""
+    """ms of one call of the kernel, the rival named or the copy, its repeats, and how many inputs took turns."""
     torch.manual_seed(0)  # rivals get what the kernel got
     if who == _COPY:
         case = _copy_of(case.bytes)
     inputs = rotated(case, device)
-    return {"ms": timer(calls_of(case.rivals.get(who, case.run), inputs)), "turns": len(inputs)}
+    times = timer(calls_of(case.rivals.get(who, case.run), inputs))
+    return {"ms": median(times), "repeats": times, "turns": len(inputs)}
 
 
 def _copy_of(count: int) -> Case:
@@ -91,6 +92,7 @@ def judged(case: Case, ceiling: Record, times: dict[str, Record]) -> Record:
         "fault": times[_KERNEL].get("fault", ""),
         "ms": ms.get(_KERNEL),
         "copy_ms": ms.get(_COPY),
+        "repeats": {"ms": times[_KERNEL].get("repeats", [])},
         "turns": times[_KERNEL].get("turns"),
         "bytes_per_s": None,
         "flops_per_s": None,

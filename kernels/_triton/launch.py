@@ -54,6 +54,11 @@ class Target:
         """Whether e4m3 is converted by instructions; elsewhere by integer operations, see `float8.py`."""
         return self.capability >= 89
 
+    @property
+    def asynchronous_dot(self) -> bool:
+        """Whether `tl.dot` becomes wgmma or tcgen05; elsewhere it is the older mma, with all operands in registers."""
+        return 90 <= self.capability < 120
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:

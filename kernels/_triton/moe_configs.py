@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from mdinfer.kernels._triton.launch import Config, Target, power_of_2
+from mdinfer.kernels.int4 import GROUP, INT4
 
 # Rows of a tile by the rows an expert has on average. Below some 260 (bfloat16, H100) a product waits for weights,
 # not for tensor cores: tiles that are not full cost nothing there, second tiles of an expert read its weights from the
@@ -50,16 +51,23 @@ def product_config(
 ) -> Config:
     """For `halves` tiles of weights (N, K) and one of rows; `fp8`: both operands are fp8."""
     block_n, narrow, warps = _FLOAT32 if dtype == torch.float32 else CUTS[block_m]
+    int4 = weight_dtype == INT4
     if weight_dtype.itemsize == 1 and halves == 2:
-        block_n = narrow if target.native_fp8 else narrow // 2  # conversions by integer operations take the registers
+        # Conversions of e4m3 by integer operations take the registers.
+        block_n = narrow if int4 or target.native_fp8 else narrow // 2
     block_n = max(16, min(block_n, power_of_2(N)))
     size = 1 if fp8 else dtype.itemsize
-    column = halves * block_n * weight_dtype.itemsize + block_m * size  # bytes of one of K
+    weight_size = 0.5 if int4 else weight_dtype.itemsize
+    column = halves * block_n * weight_size + block_m * size  # bytes of one of K
     shared = (target.shared - _RESERVE) // (_PROGRAMS[block_m] if target.capability else 1)
-    least = 32 if fp8 else 16
+    least = 32 if fp8 or int4 else 16
     block_k = max(least, min(_BYTES_K // weight_dtype.itemsize, power_of_2(K)))
+    if int4:
+        # A group, 64 bytes of a row; the rest of the line comes next. Half a group of both halves of fc1 where their
+        # numbers and the rows' all stand in registers: a whole one takes 250 of them and more.
+        block_k = GROUP // 2 if halves == 2 and not target.asynchronous_dot else GROUP
     while block_k > least and column * block_k * _STAGES[0] > shared:
         block_k //= 2
-    stages = max(2, min(_STAGES[-1], shared // (column * block_k)))
+    stages = max(2, min(_STAGES[-1], int(shared // (column * block_k))))
     blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
     return Config(blocks=blocks, warps=warps, stages=stages)

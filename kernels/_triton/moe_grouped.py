@@ -22,6 +22,7 @@ import triton.language as tl
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import assert_dense, dot_type, launch, target_of
 from mdinfer.kernels._triton.moe_configs import SUM, block_rows, product_config
+from mdinfer.kernels._triton.moe_int4 import ONE, int4_product, words
 from mdinfer.kernels._triton.moe_math import gate, to_float
 from mdinfer.kernels._triton.moe_order import expert_order
 from mdinfer.kernels._triton.quantise import quantise_rows
@@ -71,9 +72,9 @@ def _product(
 
 @triton.jit(do_not_specialize=["tiles"])
 def grouped_fc1_kernel(
-    x_ptr, x_scale_ptr, weight_ptr, scale_ptr, pair_ptr, tiles_ptr, out_ptr, tiles, A,
-    D: tl.constexpr, INNER: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, IMPRECISE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, x_scale_ptr, weight_ptr, scale_ptr, pair_ptr, tiles_ptr, out_ptr, one, tiles, A,
+    D: tl.constexpr, INNER: tl.constexpr, INT4: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr,
+    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out[row] = gelu_erf(u) * (g + 1), rows in expert order; u and g are tiles of the same program."""
     columns: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
@@ -84,10 +85,15 @@ def grouped_fc1_kernel(
     expert, first = tl.load(tiles_ptr + tile).to(tl.int64), tl.load(tiles_ptr + tiles + tile)
     n, m = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     token = tl.load(pair_ptr + first + m, mask=m < rows, other=0) // A  # beyond the tile: any row, not stored
-    u, g = _product(
-        weight_ptr, expert, x_ptr, token, n, INNER, D, 2, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K
-    )  # fmt: skip
-    if scale_ptr is not None:
+    if INT4:
+        u, g = int4_product(
+            weight_ptr, scale_ptr, expert, x_ptr, token, n, one, INNER, D, 2, DOT, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    else:
+        u, g = _product(
+            weight_ptr, expert, x_ptr, token, n, INNER, D, 2, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    if scale_ptr is not None and not INT4:
         scale_ptr += expert * (2 * INNER) + n
         u *= tl.load(scale_ptr, mask=n < INNER, other=0.0)[:, None]
         g *= tl.load(scale_ptr + INNER, mask=n < INNER, other=0.0)[:, None]
@@ -101,9 +107,9 @@ def grouped_fc1_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def grouped_fc2_kernel(
-    h_ptr, h_scale_ptr, weight_ptr, scale_ptr, weights_ptr, pair_ptr, tiles_ptr, out_ptr, tiles,
-    D: tl.constexpr, INNER: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, IMPRECISE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h_ptr, h_scale_ptr, weight_ptr, scale_ptr, weights_ptr, pair_ptr, tiles_ptr, out_ptr, one, tiles,
+    D: tl.constexpr, INNER: tl.constexpr, INT4: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr,
+    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out[pair of row] = weight of the pair * fc2[expert] h[row]."""
     columns: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
@@ -114,8 +120,15 @@ def grouped_fc2_kernel(
     expert, first = tl.load(tiles_ptr + tile).to(tl.int64), tl.load(tiles_ptr + tiles + tile)
     n, m = (tl.program_id(0) % columns) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     row = first + tl.minimum(m, rows - 1)
-    y, _ = _product(weight_ptr, expert, h_ptr, row, n, D, INNER, 1, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K)
-    if scale_ptr is not None:
+    if INT4:
+        y, _ = int4_product(
+            weight_ptr, scale_ptr, expert, h_ptr, row, n, one, D, INNER, 1, DOT, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    else:
+        y, _ = _product(
+            weight_ptr, expert, h_ptr, row, n, D, INNER, 1, NATIVE, DOT, IMPRECISE, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    if scale_ptr is not None and not INT4:
         y *= tl.load(scale_ptr + expert * D + n, mask=n < D, other=0.0)[:, None]
     if h_scale_ptr is not None:
         y *= tl.load(h_scale_ptr + row)[None, :]
@@ -138,14 +151,16 @@ def sum_choices_kernel(rows_ptr, out_ptr, D: tl.constexpr, A: tl.constexpr, BLOC
 def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activations: Activations) -> torch.Tensor:
     """Route, order, [quantise,] fc1, [quantise,] fc2, sum: no step waits for the host."""
     T, A = routing.experts.shape
-    E, D, inner = experts.fc2.shape
+    E, D, inner = len(experts.fc1), x.shape[1], experts.inner
     assert_dense(experts.fc1, experts.fc2, experts.fc1_scale, experts.fc2_scale)
     assert routing.counts is not None, "rows in expert order need the routing of the compiled moe_route"
     fp8, target, block_m = activations == "fp8", target_of(x), block_rows(T * A, E, x.dtype)
     order = expert_order(routing.experts, routing.counts, block_m)
     tiles, rows = order.tiles.shape[1], T * A
+    stored = experts.fc1.dtype
     native_dot = fp8 and target.native_fp8
     meaning = {
+        "INT4": experts.int4,
         "NATIVE": target.native_fp8,
         "DOT": tl.float8e4nv if native_dot else dot_type(x.dtype),
         # Hopper adds up fp8 products in fewer bits than float32 has; every so many terms go to a float32 sum.
@@ -156,19 +171,23 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
     y = torch.empty(rows, D, dtype=x.dtype, device=x.device)
     out = torch.empty(T, D, dtype=x.dtype, device=x.device)
 
-    fc1, scale = bits(experts.fc1), experts.fc1_scale
+    fc1, scale = bits(experts.fc1), _scale(experts, experts.fc1_scale)
     taken, taken_scale = quantise_rows(x) if fp8 else (x.contiguous(), None)
-    config = product_config(target, block_m, inner, D, x.dtype, fc1.dtype, fp8, halves=2)
+    config = product_config(target, block_m, inner, D, x.dtype, stored, fp8, halves=2)
     grid = (tiles * triton.cdiv(inner, config.blocks["BLOCK_N"]),)
-    args = (bits(taken), taken_scale, fc1, scale, order.pair, order.tiles, h, tiles, A)
+    args = (bits(taken), taken_scale, fc1, scale, order.pair, order.tiles, h, ONE, tiles, A)
     launch(grouped_fc1_kernel, grid, *args, **sizes, config=config)
 
-    fc2, scale, weights = bits(experts.fc2), experts.fc2_scale, routing.weights.contiguous()
+    fc2, scale, weights = bits(experts.fc2), _scale(experts, experts.fc2_scale), routing.weights.contiguous()
     taken, taken_scale = quantise_rows(h) if fp8 else (h, None)
-    config = product_config(target, block_m, D, inner, x.dtype, fc2.dtype, fp8, halves=1)
+    config = product_config(target, block_m, D, inner, x.dtype, stored, fp8, halves=1)
     grid = (tiles * triton.cdiv(D, config.blocks["BLOCK_N"]),)
-    args2 = (bits(taken), taken_scale, fc2, scale, weights, order.pair, order.tiles, y, tiles)
+    args2 = (bits(taken), taken_scale, fc2, scale, weights, order.pair, order.tiles, y, ONE, tiles)
     launch(grouped_fc2_kernel, grid, *args2, **sizes, config=config)
 
     launch(sum_choices_kernel, (T, triton.cdiv(D, SUM.blocks["BLOCK"])), y, out, D=D, A=A, config=SUM)
     return out
+
+
+def _scale(experts: ExpertWeights, scale: torch.Tensor | None) -> torch.Tensor | None:
+    return words(scale) if experts.int4 and scale is not None else scale

@@ -1,4 +1,4 @@
-"""What the kernels of both paths through the experts share: weights to numbers, the gate."""
+"""What the kernels of both paths through the experts share: loads, weights to numbers, the gate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import e4m3_to_float
+
+
+@triton.jit
+def read(ptr, inside, EVEN: tl.constexpr, CACHE: tl.constexpr):
+    """What lies at the pointers, zero outside; EVEN: nothing is outside."""
+    if EVEN:
+        return tl.load(ptr, cache_modifier=CACHE)
+    else:
+        return tl.load(ptr, mask=inside, other=0, cache_modifier=CACHE)
 
 
 @triton.jit

@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton import moe_small_int4
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
-from mdinfer.kernels._triton.moe_math import gate, to_float
+from mdinfer.kernels._triton.moe_math import gate, read, to_float
 from mdinfer.kernels.moe import ExpertWeights, Routing
 
 # Bytes of weights of a program: 16 KiB are 8 loads of 16 bytes by each of 128 threads. Of these programs 6 to 8 fit on
@@ -28,15 +29,6 @@ BLOCK_K = 4096
 # fc1: at most so many rows of each half; fc2: at most so many choices, of one row each.
 BLOCK_N = 8
 BLOCK_A = 8
-
-
-@triton.jit
-def _read(ptr, inside, EVEN: tl.constexpr, CACHE: tl.constexpr):
-    """What lies at the pointers, zero outside; EVEN: nothing is outside."""
-    if EVEN:
-        return tl.load(ptr, cache_modifier=CACHE)
-    else:
-        return tl.load(ptr, mask=inside, other=0, cache_modifier=CACHE)
 
 
 @triton.jit
@@ -68,10 +60,10 @@ def small_fc1_kernel(
     for start in range(0, D, BLOCK_K):
         inside = (n < INNER)[:, None, None] & (start + k < D)[None, :, :]
         # Past the first cache, which is left to x: no other program of a processor wants these weights.
-        weights_u = _read(weight_ptr + start, inside, EVEN, ".cg")
-        weights_g = _read(weight_ptr + start + INNER * D, inside, EVEN, ".cg")
+        weights_u = read(weight_ptr + start, inside, EVEN, ".cg")
+        weights_g = read(weight_ptr + start + INNER * D, inside, EVEN, ".cg")
         tl.debug_barrier()
-        x = _read(x_ptr + start + k, start + k < D, EVEN_K, "").to(tl.float32)[None, :, :]
+        x = read(x_ptr + start + k, start + k < D, EVEN_K, "").to(tl.float32)[None, :, :]
         u += tl.sum(to_float(weights_u, NATIVE) * x, axis=2)
         g += tl.sum(to_float(weights_g, NATIVE) * x, axis=2)
     u_N, g_N = tl.sum(u, axis=1), tl.sum(g, axis=1)
@@ -112,10 +104,10 @@ def small_fc2_kernel(
         for start in range(0, INNER, BLOCK_K):
             inside = (a < A)[:, None, None] & (start + k < INNER)[None, :, :]
             rows = (expert * D + n) * INNER + start
-            weights = _read(weight_ptr + rows[:, None, None] + k[None, :, :], inside, EVEN, ".cg")
+            weights = read(weight_ptr + rows[:, None, None] + k[None, :, :], inside, EVEN, ".cg")
             tl.debug_barrier()
             rows = pair.to(tl.int64) * INNER + start
-            h = _read(h_ptr + rows[:, None, None] + k[None, :, :], inside, EVEN, "").to(tl.float32)
+            h = read(h_ptr + rows[:, None, None] + k[None, :, :], inside, EVEN, "").to(tl.float32)
             y += tl.sum(to_float(weights, NATIVE) * h, axis=2)
         factor = tl.load(weights_ptr + pair, mask=a < A, other=0.0)
         if scale_ptr is not None:
@@ -125,6 +117,8 @@ def small_fc2_kernel(
 
 
 def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights) -> torch.Tensor:
+    if experts.int4:
+        return moe_small_int4.moe_experts(x, routing, experts)
     assert_dense(experts.fc1, experts.fc2, experts.fc1_scale, experts.fc2_scale)
     x = x.contiguous()
     T, A = routing.experts.shape

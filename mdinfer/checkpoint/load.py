@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdinfer.checkpoint.plan import Fill
-from mdinfer.checkpoint.quantise import FP8, dequantise_rows, quantise_rows
+from mdinfer.checkpoint.quantise import FP8, dequantise_rows, quantise_groups, quantise_rows
 from mdinfer.checkpoint.safetensors_file import SafetensorsReader
 from mdinfer.checkpoint.tensors import Buffer, Reader, Stored, blocks, one_thread
 from mdinfer.checkpoint.torch_file import SUFFIXES, TorchReader
 from mdinfer.errors import CheckpointError
+from mdinfer.kernels.int4 import INT4
 
 # Elements of a block. On a CPU a block and its copies should stay in the second-level cache; a GPU wants
 # copies that are long against the time it takes to start one.
@@ -63,7 +64,7 @@ def _copy(fill: Fill, reader: Callable[[Stored], Reader], copied: Callable[[floa
         values = weights.read(source, block).to(into.device)
         size = values.nbytes
         if fill.scale_into is not None:
-            _store_fp8(values, None if scale is None else scale[block], into[block], fill.scale_into[block])
+            _quantise(values, None if scale is None else scale[block], into[block], fill.scale_into[block])
             sound = _finite(into[block]) and _finite(fill.scale_into[block])
         else:
             into[block].copy_(values if scale is None else dequantise_rows(values, scale[block]))
@@ -73,9 +74,11 @@ def _copy(fill: Fill, reader: Callable[[Stored], Reader], copied: Callable[[floa
         copied(size)
 
 
-def _store_fp8(values: Tensor, scale: Tensor | None, into: Tensor, scale_into: Tensor) -> None:
-    """float8 values as they are with their scales; any other quantised."""
-    if scale is None:
+def _quantise(values: Tensor, scale: Tensor | None, into: Tensor, scale_into: Tensor) -> None:
+    """float8 values go into float8 as they are, with their scales; all else is quantised."""
+    if into.dtype is INT4:
+        values, scale = quantise_groups(values if scale is None else dequantise_rows(values, scale))
+    elif scale is None:
         values, scale = quantise_rows(values)
     into.copy_(values)
     scale_into.copy_(scale)
@@ -97,6 +100,8 @@ def _finite(values: Tensor) -> bool:
     A sum carries both through at the speed of memory (isfinite is 80 times slower on a CPU); one that
     overflows is looked at again. e4m3 has no infinity and one NaN, all bits set but the sign.
     """
+    if values.dtype is INT4:
+        return True
     if values.dtype is FP8:
         return int((values.view(torch.uint8) & 0x7F).max()) != 0x7F
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())

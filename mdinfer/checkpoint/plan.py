@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mdinfer.checkpoint.layouts import Names, Part, Place, detect, place, spelling
-from mdinfer.checkpoint.quantise import FP8
+from mdinfer.checkpoint.quantise import FP8, int4_inputs
 from mdinfer.checkpoint.tensors import Stored
 from mdinfer.errors import CheckpointError
+from mdinfer.kernels.int4 import INT4
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 4  # names of a list in a message
@@ -26,10 +27,10 @@ _Found = dict[tuple[str, Part], tuple[Stored, Place]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
-    """Copy `source` into `into`, a view of a parameter with the same shape.
+    """Copy `source` into `into`, a view of a parameter with the same shape, or with as many rows of int4.
 
-    `scale` holds the scales of a float8 source, `scale_into` takes those of a float8 parameter; both have
-    the shape of the weight without its last dimension.
+    `scale` holds the scales of a float8 source, `scale_into` takes those of a float8 or int4 parameter; all have
+    the shape of the weight without its last dimension, int4's two more behind.
     """
 
     source: Stored
@@ -96,8 +97,9 @@ def _fill(stored: Stored, where: Place, scale: Stored | None, family: Names, tar
     if where.part != "whole":
         half = target.shape[0] // 2
         into = target[:half] if where.part == "first half" else target[half:]
-    _check_shape(stored, tuple(into.shape))
-    scale_into = targets.get(_scale_of(where.parameter)) if target.dtype is FP8 else None
+    inputs = int4_inputs(where.parameter, targets) if target.dtype is INT4 else into.shape[-1]
+    _check_shape(stored, (*into.shape[:-1], inputs))
+    scale_into = targets.get(_scale_of(where.parameter)) if target.dtype in (FP8, INT4) else None
     assert target.dtype in _FLOATS or scale_into is not None, f"{where.parameter} is {target.dtype}"
     if stored.dtype is FP8 and target.ndim == 3:
         if scale is None:

@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer: router and experts, in the model's dtype or in fp8 with a scale per output channel."""
+"""A mixture-of-experts layer: router and experts, in the model's dtype, in fp8 or in int4."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from torch import nn
 
 from mdinfer.config import MoEConfig
 from mdinfer.kernels import ExpertWeights, moe_experts, moe_route
+from mdinfer.kernels.int4 import INT4, packed_shape, scale_shape
 from mdinfer.model.layers import Linear, empty
 
 
 class ExpertWeight(nn.Module):
-    """weight (E, outputs, inputs); scale (E, outputs) float32 where the weight is fp8, else None."""
+    """weight (E, outputs, inputs); scale (E, outputs) float32 where the weight is fp8, else None.
+
+    In int4 both are those of `mdinfer.kernels.int4`.
+    """
 
     def __init__(
         self, experts: int, inputs: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         super().__init__()
-        self.weight = empty(experts, outputs, inputs, dtype=dtype, device=device)
-        self.scale = empty(experts, outputs, dtype=torch.float32, device=device) if dtype.itemsize == 1 else None
+        shape = (experts, outputs, inputs)
+        self.weight = empty(*(packed_shape(*shape) if dtype == INT4 else shape), dtype=dtype, device=device)
+        self.scale: nn.Parameter | None = None
+        if dtype == INT4:
+            self.scale = empty(*scale_shape(*shape), dtype=torch.bfloat16, device=device)
+        elif dtype.itemsize == 1:
+            self.scale = empty(experts, outputs, dtype=torch.float32, device=device)
 
 
 class ExpertMlp(nn.Module):

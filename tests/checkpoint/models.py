@@ -17,6 +17,7 @@ from mdinfer.config import (
 )
 
 FP8 = torch.float8_e4m3fn
+INT4 = torch.uint8  # two values in a byte
 Weights = dict[str, Tensor]
 
 
@@ -121,10 +122,20 @@ def is_expert(name: str, shape: tuple[int, ...]) -> bool:
 def empty_targets(
     config: ModelConfig, dtype: torch.dtype = torch.bfloat16, *, experts: torch.dtype | None = None
 ) -> Weights:
-    """What the model would hand to the loader: NaN everywhere, scales beside float8 experts."""
+    """What the model would hand to the loader: NaN everywhere, scales beside float8 and int4 experts.
+
+    For int4, whose bytes cannot be NaN, 255 in their place.
+    """
     targets = {}
     for name, shape in parameter_shapes(config).items():
         kind = (experts or dtype) if is_expert(name, shape) else dtype
+        if kind is INT4:
+            groups = (shape[-1] + 127) // 128
+            targets[name] = torch.full((*shape[:-1], 64 * groups), 255, dtype=INT4)
+            targets[name.removesuffix("weight") + "scale"] = torch.full(
+                (*shape[:-1], groups, 2), float("nan"), dtype=torch.bfloat16
+            )
+            continue
         targets[name] = torch.tensor(float("nan")).to(kind).expand(shape).clone()
         if kind is FP8:
             targets[name.removesuffix("weight") + "scale"] = torch.full(shape[:-1], float("nan"))

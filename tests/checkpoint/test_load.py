@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdinfer.checkpoint import Checkpoint, find_checkpoint, quantise_rows
+from mdinfer.checkpoint import Checkpoint, find_checkpoint, quantise_groups, quantise_rows
 from mdinfer.checkpoint.tensors import blocks, extent
 from mdinfer.config import ModelConfig
 from mdinfer.errors import CheckpointError
-from tests.checkpoint.models import FP8, Weights, empty_targets, is_expert, parameter_shapes, tiny_config
+from tests.checkpoint.models import FP8, INT4, Weights, empty_targets, is_expert, parameter_shapes, tiny_config
 from tests.checkpoint.writers import (
     WRITERS,
     dequantised,
@@ -96,6 +96,37 @@ def test_floats_are_quantised(layout: str, config: ModelConfig, tmp_path: Path) 
             assert torch.equal(targets[name.removesuffix("weight") + "scale"], scale)
         else:
             assert torch.equal(targets[name], weights[name])
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["floats", "fp8"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_all_is_quantised_to_int4(layout: str, fp8: bool, tmp_path: Path) -> None:
+    """Of inputs that are a part of a group, and of one and a part."""
+    config = tiny_config(dim=192, inner=48)
+    weights = random_canonical_weights(config, fp8=fp8)
+    WRITERS[layout](tmp_path, config, weights)
+    targets = empty_targets(config, experts=INT4)
+    load(tmp_path, targets)
+    values = dequantised(weights, torch.float32)
+    for name, shape in parameter_shapes(config).items():
+        if is_expert(name, shape):
+            bits, scale = quantise_groups(values[name])
+            assert torch.equal(targets[name], bits)
+            assert torch.equal(targets[name.removesuffix("weight") + "scale"], scale)
+        else:
+            assert torch.equal(targets[name].float(), values[name].float())
+
+
+@pytest.mark.parametrize("part", ["fc1", "fc2"])
+def test_int4_of_other_sizes_is_refused(part: str, tmp_path: Path) -> None:
+    """Sizes that differ within a group of 128 too."""
+    config = tiny_config()
+    weights = random_canonical_weights(config)
+    name = f"text.blocks.2.mlp.{part}.weight"
+    weights[name] = torch.cat((weights[name], weights[name][..., :1]), dim=-1)
+    write_published(tmp_path, config, weights)
+    with pytest.raises(CheckpointError, match=rf"model\.{name} has shape .*, expected"):
+        load(tmp_path, empty_targets(config, experts=INT4))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -35,10 +35,14 @@ from tests.checkpoint.models import parameter_shapes, is_expert
 found = find_checkpoint(sys.argv[1])
 targets = {}
 for name, shape in parameter_shapes(found.config).items():
-    fp8 = is_expert(name, shape) and sys.argv[2] == "fp8"
-    targets[name] = torch.empty(shape, dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
-    if fp8:
-        targets[name.removesuffix("weight") + "scale"] = torch.empty(shape[:-1])
+    kind, scale = sys.argv[2] if is_expert(name, shape) else "bf16", name.removesuffix("weight") + "scale"
+    if kind == "int4":
+        targets[name] = torch.empty(*shape[:-1], shape[-1] // 2, dtype=torch.uint8)
+        targets[scale] = torch.empty(*shape[:-1], shape[-1] // 128, 2, dtype=torch.bfloat16)
+        continue
+    targets[name] = torch.empty(shape, dtype=torch.float8_e4m3fn if kind == "fp8" else torch.bfloat16)
+    if kind == "fp8":
+        targets[scale] = torch.empty(shape[:-1])
 
 def memory(kind):
     status = Path("/proc/self/status").read_text()
@@ -57,11 +61,13 @@ print(json.dumps([memory("VmHWM") - before, sum(values.nbytes for values in targ
         ("published", "bf16", "bf16"),
         ("published", "bf16", "fp8"),
         ("fp8_safetensors", "fp8", "fp8"),
+        ("fp8_safetensors", "fp8", "int4"),
         ("fp8_pt", "fp8", "fp8"),
     ],
 )
 def test_peak_memory(layout: str, stored: str, loaded: str, tmp_path: Path) -> None:
-    config = tiny_config(layers=6, dim=1024, experts=16 if stored == "bf16" else 28, inner=512)
+    count = 48 if loaded == "int4" else 16 if stored == "bf16" else 28
+    config = tiny_config(layers=6, dim=1024, experts=count, inner=512)
     weights = empty_targets(config, experts=FP8 if stored == "fp8" else None)
     weights = {name: torch.zeros_like(values) for name, values in weights.items()}
     path = WRITERS[layout](tmp_path, config, weights)

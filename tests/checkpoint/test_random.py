@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mdinfer.checkpoint import dequantise_rows, random_weights
-from tests.checkpoint.models import FP8, empty_targets, tiny_config
+from mdinfer.kernels.int4 import dequantise
+from tests.checkpoint.models import FP8, INT4, empty_targets, tiny_config
 
 
-def test_every_parameter_is_filled_and_finite() -> None:
-    targets = empty_targets(tiny_config(), experts=FP8)
+@pytest.mark.parametrize("experts", [FP8, INT4], ids=str)
+def test_every_parameter_is_filled_and_finite(experts: torch.dtype) -> None:
+    targets = empty_targets(tiny_config(), experts=experts)
     random_weights(targets)
     for name, values in targets.items():
         assert values.float().isfinite().all(), name
@@ -47,6 +50,18 @@ def test_float8_experts_have_the_spread_of_the_others() -> None:
         assert bool((scale > 0).all())
         values = dequantise_rows(weight, scale)
         assert abs(float(values.std()) * values.shape[-1] ** 0.5 - 1) < 0.1
+
+
+def test_int4_experts_have_the_spread_of_the_others() -> None:
+    config = tiny_config(dim=256, inner=64)
+    targets = empty_targets(config, experts=INT4)
+    random_weights(targets)
+    for part, inputs in (("fc1", 256), ("fc2", 64)):
+        weight, scale = (targets[f"text.blocks.2.mlp.{part}.{kind}"] for kind in ("weight", "scale"))
+        assert bool((scale[..., 0] > 0).all()) and len(set(weight.flatten().tolist())) > 250
+        values = dequantise(weight, scale, inputs, torch.float32)
+        assert abs(float(values.std()) * inputs**0.5 - 1) < 0.1
+        assert abs(float(values.mean())) * inputs**0.5 < 0.02
 
 
 def test_no_two_parameters_or_rows_are_the_same() -> None:

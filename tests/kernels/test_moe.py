@@ -4,6 +4,7 @@ Tolerance: two products of up to 64 terms, float32: 1e-6 of the output's RMS. In
 activation are rounded by 2^-9, three times in a row: 1.5e-2. fp8 weights are exact in the twin too, so that their
 products err like those of their activations' dtype. fp8 activations are rounded by up to 2^-4 of their size, by
 0.29 * 2^-3.5 = 2.6e-2 on average, once before each of the two products: 4e-2, and as much again for u * g: 8e-2.
+int4 weights are rounded to the activations' dtype, by 2^-9 at most: in bfloat16 two roundings more.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ D, E, INNER, A = 48, 6, 20, 2
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
 
 
-def check(experts: torch.Tensor, *, dtype: torch.dtype = torch.float32, fp8: bool = False) -> None:
+def check(experts: torch.Tensor, *, dtype: torch.dtype = torch.float32, fp8: bool = False, int4: bool = False) -> None:
     x = randn(len(experts), D, seed=1).to(dtype)
     routing = Routing(experts=experts, weights=torch.softmax(randn(*experts.shape, seed=2), dim=-1))
-    weights = expert_weights(E, D, INNER, dtype, fp8=fp8)
+    weights = expert_weights(E, D, INNER, dtype, fp8=fp8, int4=int4)
     found = moe_experts(x, routing, weights)
     assert found.dtype == dtype
     if len(experts):
@@ -34,10 +35,10 @@ def check(experts: torch.Tensor, *, dtype: torch.dtype = torch.float32, fp8: boo
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("fp8", [False, True], ids=["plain", "fp8"])
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int4"])
 @pytest.mark.parametrize("T", [0, 1, 3, 17])
-def test_experts_against_the_twin(T: int, fp8: bool, dtype: torch.dtype) -> None:
-    check(moe_route(randn(T, E, seed=T), A).experts, dtype=dtype, fp8=fp8)
+def test_experts_against_the_twin(T: int, kind: str, dtype: torch.dtype) -> None:
+    check(moe_route(randn(T, E, seed=T), A).experts, dtype=dtype, fp8=kind == "fp8", int4=kind == "int4")
 
 
 @pytest.mark.parametrize("T", [1, 3, 17])

@@ -52,12 +52,12 @@ def test_a_kernel_that_fails() -> None:
 def test_the_timer_gets_the_kernel_or_the_rival_on_inputs_that_differ() -> None:
     seen: list[Any] = []
 
-    def timer(calls: measure.Calls) -> float:
+    def timer(calls: measure.Calls) -> list[float]:
         seen.append([call() for call in calls])
-        return 1.5
+        return [1.5, 9.0, 1.0]
 
     made = case(rivals={"triple": lambda x: 3 * x})
-    assert speed.time_of(made, "kernel", CPU, timer) == {"ms": 1.5, "turns": 2}
+    assert speed.time_of(made, "kernel", CPU, timer) == {"ms": 1.5, "repeats": [1.5, 9.0, 1.0], "turns": 2}
     speed.time_of(made, "triple", CPU, timer)
     (a, b), (c, d) = seen
     assert not torch.equal(a, b)
@@ -67,11 +67,11 @@ def test_the_timer_gets_the_kernel_or_the_rival_on_inputs_that_differ() -> None:
 def test_the_copy_moves_as_many_bytes() -> None:
     sizes: list[int] = []
 
-    def timer(calls: measure.Calls) -> float:
+    def timer(calls: measure.Calls) -> list[float]:
         for copied in (call() for call in calls):
             assert isinstance(copied, torch.Tensor)
             sizes.append(len(copied))
-        return 1.0
+        return [1.0]
 
     speed.time_of(case(bytes=4096), "copy", CPU, timer)
     assert sizes == [2048, 2048]

@@ -5,6 +5,8 @@ between the products is rounded, then the result, in the grouped path each row t
 sum): three roundings of a share `store_error` at most each, no more than twice that together. fp8 weights are exact
 in the twin too. fp8 activations: half a step of 3 mantissa bits is up to 2^-4 of a value, 2.6e-2 on average; rows are
 rounded before each product, and u and g, which share x, are multiplied: 8e-2.
+int4 weights come as (1 + q / 16) times one number plus another, each about five times as large as the weights: 5e-6 in
+float32. In 16 bits the grouped path rounds the weights of both products: two roundings more than three.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ FP8_ACTIVATIONS = 8e-2
 
 def tolerance(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float32 else 2 * store_error(dtype)
+
+
+def int4_tolerance(dtype: torch.dtype) -> float:
+    return 5e-6 if dtype == torch.float32 else 1.5 * tolerance(dtype)
 
 
 def routing_of(logits: torch.Tensor, A: int) -> Routing:
@@ -57,11 +63,15 @@ def check(
     device: torch.device,
     *,
     fp8: bool = False,
+    int4: bool = False,
     activations: Activations = "plain",
     bound: float | None = None,
 ) -> tuple[torch.Tensor, Array]:
     T, E = logits.shape
-    x, weights = randn(T, D, seed=1).to(device, dtype), on(expert_weights(E, D, inner, dtype, fp8=fp8), device)
+    x, weights = (
+        randn(T, D, seed=1).to(device, dtype),
+        on(expert_weights(E, D, inner, dtype, fp8=fp8, int4=int4), device),
+    )
     routing = routing_of(logits.to(device), A)
     found = experts(x, routing, weights, activations)
     assert found.dtype == dtype and found.shape == (T, D)
@@ -114,41 +124,46 @@ def test_fp8_activations_are_those_of_the_torch_body(device: torch.device) -> No
 
 
 @pytest.mark.parametrize("T", [3, 17, 40])
-@pytest.mark.parametrize("fp8", [False, True], ids=["plain", "fp8"])
-def test_one_expert_takes_all(T: int, fp8: bool, device: torch.device) -> None:
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int4"])
+def test_one_expert_takes_all(T: int, kind: str, device: torch.device) -> None:
     logits = randn(T, 8)
     logits[:, 5] += 1e6
-    check(logits, 1, 64, 32, torch.float32, device, fp8=fp8)
+    bound = int4_tolerance(torch.float32) if kind == "int4" else None
+    check(logits, 1, 64, 32, torch.float32, device, fp8=kind == "fp8", int4=kind == "int4", bound=bound)
 
 
+@pytest.mark.parametrize("int4", [False, True], ids=["plain", "int4"])
 @pytest.mark.parametrize("T", [2, 17])
-def test_experts_nobody_takes_are_not_read(T: int, device: torch.device) -> None:
+def test_experts_nobody_takes_are_not_read(T: int, int4: bool, device: torch.device) -> None:
     """Their weights may be anything: here NaN."""
     logits = randn(T, 8)
     logits[:, [0, 3, 4, 6, 7]] -= 1e6
-    weights = on(expert_weights(8, 48, 20, torch.float32), device)
-    for e in (0, 3, 4, 6, 7):
-        weights.fc1[e], weights.fc2[e] = float("nan"), float("nan")
+    weights = on(expert_weights(8, 48, 20, torch.float32, int4=int4), device)
+    for part in (weights.fc1_scale, weights.fc2_scale) if int4 else (weights.fc1, weights.fc2):
+        assert part is not None
+        part[[0, 3, 4, 6, 7]] = float("nan")
     out = experts(randn(T, 48).to(device), routing_of(logits.to(device), 3), weights, "plain")
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("activations", ["plain", "fp8"])
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int4"])
 @pytest.mark.parametrize("T", [3, 17])
-def test_nan_stays_in_its_row(T: int, activations: Activations, device: torch.device) -> None:
+def test_nan_stays_in_its_row(T: int, kind: str, device: torch.device) -> None:
     """A NaN in a row of x, and one in a row's logits."""
+    activations: Activations = "fp8" if kind == "fp8" else "plain"
     x, logits = randn(T, 48).to(device), randn(T, 8).to(device)
     x[0, 5], logits[2, 3] = float("nan"), float("nan")
-    weights = on(expert_weights(8, 48, 20, torch.float32, fp8=True), device)
+    weights = on(expert_weights(8, 48, 20, torch.float32, fp8=kind != "int4", int4=kind == "int4"), device)
     out = experts(x, routing_of(logits, 2), weights, activations)
     assert out.isnan().all(dim=1).tolist() == [t in (0, 2) for t in range(T)]
     assert out[[t for t in range(T) if t not in (0, 2)]].isfinite().all()
 
 
-def test_a_token_is_the_same_among_others(device: torch.device) -> None:
+@pytest.mark.parametrize("int4", [False, True], ids=["plain", "int4"])
+def test_a_token_is_the_same_among_others(int4: bool, device: torch.device) -> None:
     """Bit for bit among any others of the grouped path with the same tiles."""
     x, logits = randn(40, 64).to(device, torch.bfloat16), randn(40, 8).to(device)
-    weights = on(expert_weights(8, 64, 32, torch.bfloat16), device)
+    weights = on(expert_weights(8, 64, 32, torch.bfloat16, int4=int4), device)
     whole = experts(x, routing_of(logits, 2), weights, "plain")
     again = experts(x.flip(0), routing_of(logits.flip(0), 2), weights, "plain")
     assert torch.equal(again.flip(0), whole)
@@ -172,6 +187,7 @@ def test_large_tiles(device: torch.device) -> None:
     """Tiles of 64 and 128 rows, which only large batches take."""
     for T in (100, 420):
         check(randn(T, 2), 1, 32, 16, torch.bfloat16, device)
+        check(randn(T, 2), 1, 32, 16, torch.bfloat16, device, int4=True, bound=int4_tolerance(torch.bfloat16))
 
 
 def test_weights_of_choices_are_applied_in_float32(device: torch.device) -> None:

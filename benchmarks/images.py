@@ -1,0 +1,151 @@
+"""Pictures a second that the CPU decodes and cuts up for the vision tower, in all and per core.
+
+    python -m benchmarks.images
+    python -m benchmarks.images --threads 1 16 --kind photo-jpeg-850x600 --json out.json
+
+As the engine does it, on so many threads: decode to RGB and hash, then resize (Lanczos) to crops. The two parts are
+timed on one thread, too. Photos are smooth patches with noise, which files keep as badly as real ones; charts compress
+well. A figure per core is that of all threads divided by the threads, or by the cores where there are fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.load_mix import chart
+from benchmarks.report import environment, median, table, write_json
+from mdinfer.config import VisionConfig
+from mdinfer.image import open_picture, prepare_image
+
+GOAL = 60 / 16  # pictures of 850 x 600 a second and core: what keeps up with the vision tower of a large GPU
+_CONFIG = VisionConfig()
+_LIMIT = 100_000_000
+
+
+def photo(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Colours that change slowly, with noise as of a sensor."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
+    noise = draw.integers(-6, 7, smooth.shape, dtype=np.int16)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+def _file(draw: Callable[[int, tuple[int, int]], Image.Image], kind: str, seed: int, size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    draw(seed, size).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+KINDS = {
+    "chart-png-850x600": (chart, "PNG", (850, 600)),
+    "photo-png-850x600": (photo, "PNG", (850, 600)),
+    "photo-jpeg-850x600": (photo, "JPEG", (850, 600)),
+    "screen-png-1920x1080": (chart, "PNG", (1920, 1080)),
+    "photo-jpeg-1920x1080": (photo, "JPEG", (1920, 1080)),
+    "photo-jpeg-4032x3024": (photo, "JPEG", (4032, 3024)),
+}
+
+
+def parts(file: bytes, count: int) -> dict[str, float]:
+    """Median milliseconds of decoding with hashing, and of resizing with cutting, on this thread."""
+    times: dict[str, list[float]] = {"decode_ms": [], "resize_ms": []}
+    for _ in range(count):
+        start = time.perf_counter()
+        opened = open_picture(file, _CONFIG, exif=True, max_pixels=_LIMIT)
+        middle = time.perf_counter()
+        opened.crops()
+        times["decode_ms"].append(1e3 * (middle - start))
+        times["resize_ms"].append(1e3 * (time.perf_counter() - middle))
+    return {name: median(values) for name, values in times.items()}
+
+
+def rate(files: list[bytes], threads: int, seconds: float) -> float:
+    """Pictures a second: the sum over threads, each of which reads two at least. The first fault is raised."""
+
+    def work(first: int) -> float:
+        start, done = time.perf_counter(), 0
+        while done < 2 or time.perf_counter() - start < seconds:
+            prepare_image(files[(first + done) % len(files)], _CONFIG, exif=True, max_pixels=_LIMIT)
+            done += 1
+        return done / (time.perf_counter() - start)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(work, range(threads)))
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Kinds and thread counts take turns, round by round."""
+    files = {kind: [_file(draw, form, n, size) for n in range(4)] for kind, (draw, form, size) in _chosen(options)}
+    rates: dict[tuple[str, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for kind, pictures in files.items():
+            for threads in options.threads:
+                rates.setdefault((kind, threads), []).append(rate(pictures, threads, options.seconds))
+    alone = {kind: parts(pictures[0], 5) for kind, pictures in files.items()}
+    return [
+        {
+            "name": f"{kind}, {threads} threads",
+            "kind": kind,
+            "threads": threads,
+            "kib": len(files[kind][0]) / 1024,
+            **alone[kind],
+            "images_per_s": median(found),
+            "images_per_s_per_core": median(found) / min(threads, os.cpu_count() or 1),
+            "repeats": {"images_per_s": found},
+        }
+        for (kind, threads), found in rates.items()
+    ]
+
+
+def _chosen(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    return [(kind, made) for kind, made in KINDS.items() if not options.kind or kind in options.kind]
+
+
+def doubling(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    cores = os.cpu_count() or 1
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=doubling(min(16, cores)), metavar="N")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only these pictures; repeatable")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write everything measured")
+    options = parser.parse_args(argv)
+    where = environment(torch.device("cpu")) | {"cores": cores, "pillow": version("pillow")}
+    print(", ".join(f"{key} {value}" for key, value in where.items()) + "\n")
+    records = measure(options)
+    columns = ["picture", "KiB", "decode ms", "resize ms", "threads", "images/s", "per core"]
+    keys = ("kind", "kib", "decode_ms", "resize_ms", "threads", "images_per_s", "images_per_s_per_core")
+    print(table(columns, [[record[key] for key in keys] for record in records]))
+    needed = [r for r in records if "850x600" in r["kind"]]
+    if needed:
+        least = min(needed, key=lambda r: float(r["images_per_s_per_core"]))
+        print(
+            f"850 x 600: at least {least['images_per_s_per_core']:.1f} a second and core ({least['name']}); "
+            f"60 a second on 16 cores takes {GOAL}"
+        )
+    result = {"benchmark": "images", "environment": where, "results": records}
+    write_json(options.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

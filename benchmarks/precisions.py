@@ -1,0 +1,10 @@
+"""The types behind the names of precisions that the engine has now; `benchmarks/costs.py` counts further ones."""
+
+from __future__ import annotations
+
+import torch
+
+from mdinfer.kernels.int4 import INT4
+
+EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int4": INT4}
+KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -1,0 +1,99 @@
+"""Engines with int4 experts: the numbers are those of the same weights multiplied out, on a CPU and on the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mdinfer import Engine
+from mdinfer.checkpoint import find_checkpoint
+from mdinfer.kernels import dispatch
+from mdinfer.kernels._triton import moe_configs
+from mdinfer.kernels._triton.launch import recorded
+from mdinfer.kernels.int4 import INT4, dequantise
+from mdinfer.loop import EngineLoop
+from mdinfer.model.moondream import Moondream
+from tests.golden_data import CHECKPOINTS, checkpoint, load_engine
+from tests.model.test_layouts import first_logits
+from tests.model.test_layouts import loaded as loaded_from
+from tests.test_golden_triton import larger_programs
+
+QUESTIONS = ("cat?", "What is it?")
+
+
+def loaded(name: str, experts: torch.dtype) -> Moondream:
+    return loaded_from(checkpoint(name), experts)
+
+
+def multiplied_out(name: str) -> Moondream:
+    """The model whose experts are, in float32, what int4 makes of them."""
+    kept, plain = loaded(name, INT4).weights(), loaded(name, torch.float32)
+    for key, target in plain.weights().items():
+        if kept[key].dtype == INT4:
+            scale = kept[key.removesuffix("weight") + "scale"]
+            target.copy_(dequantise(kept[key], scale, target.shape[-1], torch.float32))
+    return plain
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits(name: str) -> None:
+    """Those of the weights multiplied out, up to the order of sums; off the exact ones by no more than experts are.
+
+    A weight errs by 0.1 of the weights' RMS, u and g share their inputs but not their errors, and fc2 errs once more:
+    0.1 * sqrt(3) of what experts give, which is a part of what logits are made of.
+    """
+    found, expected, exact = (
+        first_logits(model) for model in (loaded(name, INT4), multiplied_out(name), loaded(name, torch.float32))
+    )
+    size = exact.square().mean().sqrt()
+    assert (found - expected).square().mean().sqrt() / size < 1e-5
+    assert 0.01 < (found - exact).square().mean().sqrt() / size < 0.17
+
+
+def answers(engine: Engine) -> list[list[int]]:
+    picture = torch.arange(64 * 48 * 3).view(64, 48, 3).to(torch.uint8).numpy()
+    found = [engine.query(None, question, temperature=0, max_tokens=12) for question in QUESTIONS]
+    return [result.token_ids for result in [*found, engine.caption(picture, temperature=0, max_tokens=12)]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_an_engine_answers(name: str, dtype: str) -> None:
+    with load_engine(name, experts="int4", dtype=dtype) as engine:
+        found = answers(engine)
+        assert all(found) and answers(engine) == found
+        assert f"{dtype}, experts int4 in groups of 128\n" in engine.description()
+
+
+def test_weights_take_half_a_byte() -> None:
+    """In tiny-a fc1 has 128 inputs, fc2 64, which take the room of 128."""
+    config = find_checkpoint(checkpoint("tiny-a")).config.text
+    count, inner, D = config.moe.num_experts, config.moe.expert_inner_dim, config.dim
+    assert (D, inner) == (128, 64) and config.is_moe(2)
+    kept = {key: value for key, value in loaded("tiny-a", INT4).weights().items() if "text.blocks.2.mlp.fc" in key}
+    assert sum(value.nbytes for value in kept.values()) == count * (2 * inner + D) * (64 + 4)
+
+
+def test_the_kernels_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tokens of a text, in the interpreter where there is no GPU: a prompt of many rows, then steps of one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with load_engine("tiny-b", experts="int4") as engine:
+        expected = engine.query(None, "What is this, and where?", temperature=0, max_tokens=3).token_ids
+    if device == "cpu":
+        monkeypatch.setattr(dispatch, "compiled", lambda x: True)
+        larger_programs(monkeypatch)
+    seen: set[str] = set()
+    step = EngineLoop._step
+
+    def counted(loop: EngineLoop) -> None:
+        with recorded() as launches:
+            step(loop)
+        seen.update(launch.name for launch in launches)
+
+    monkeypatch.setattr(EngineLoop, "_step", counted)
+    with load_engine("tiny-b", device=device, experts="int4") as engine:
+        found = engine.query(None, "What is this, and where?", temperature=0, max_tokens=3).token_ids
+    moe_configs.product_config.cache_clear()
+    assert found == expected
+    experts = {"grouped_fc1_kernel", "grouped_fc2_kernel", "small_int4_fc1_kernel", "small_int4_fc2_kernel"}
+    assert experts <= seen and not {"small_fc1_kernel", "small_fc2_kernel"} & seen
