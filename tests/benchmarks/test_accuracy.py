@@ -26,12 +26,18 @@ def cases() -> list[Case]:
 
 
 def test_a_sample_is_right(engine: Engine, cases: list[Case]) -> None:
-    """In all, and in no part far below what the benchmark measures on many more: these are too few for its targets."""
+    """In all, and in no part far below what the benchmark measures on many more: these are too few for its targets.
+
+    0.957 of all were right on three seeds; of some 380 scores 0.93 is 2.7 standard deviations less. A part of one or
+    two says nothing of itself.
+    """
     records, mistakes = measure(engine, cases)
     right, count = sum(r["right"] for r in records), sum(r["count"] for r in records)
     assert count > 250
-    assert right / count > 0.9, "\n".join(mistakes)
-    assert all(r["share"] >= 0.5 for r in records), "\n".join(mistakes)
+    assert right / count > 0.93, "\n".join(mistakes)
+    parts = [r for r in records if r["count"] >= 6]
+    assert len(parts) > 20
+    assert all(r["share"] >= 0.5 for r in parts), "\n".join(mistakes)
 
 
 def test_alone_and_streamed_as_together(engine: Engine, cases: list[Case]) -> None:
