@@ -79,6 +79,11 @@ def chat(text: str = "hi", **fields: Any) -> bytes:
     return json.dumps({"model": "moondream3-preview", "messages": [message], **fields}).encode()
 
 
+def _long(number: int) -> str:
+    """A question whose answer takes a while; each one another, so that no prompt is known."""
+    return f"{number}. Write a short poem about the moon."
+
+
 def p99(values: list[float]) -> float:
     return round(float(np.percentile(values, 99)), 2)
 
@@ -189,7 +194,7 @@ async def crowd(target: Target, scale: float) -> list[Figure]:
             await connection.body()
             await asyncio.sleep(2 + 0.005 * i)
             begin = time.perf_counter()
-            response = await connection.request("POST", CHAT, chat(f"question {i}", max_tokens=400, temperature=0))
+            response = await connection.request("POST", CHAT, chat(_long(i), max_tokens=400, temperature=0))
             await connection.body()
             if response.status == 429:
                 refusals.append((time.perf_counter() - begin) * 1e3)
@@ -214,7 +219,7 @@ async def leavers(target: Target, scale: float) -> list[Figure]:
     async def one(i: int) -> None:
         with suppress(HttpError, asyncio.TimeoutError):
             async with Connection(target.url) as connection:
-                body = chat(f"question {i}", max_tokens=400, stream=i % 2 == 0)
+                body = chat(_long(i), max_tokens=400, stream=i % 2 == 0)
                 await asyncio.wait_for(_read(connection, body), rng.uniform(0.01, 0.6))
 
     for _ in range(4):
