@@ -65,7 +65,7 @@ class Trace:
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it not
     def __init__(self, trace: Trace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,7 +90,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Bytes of memory on meta that is in use, and were at most."""
 
     def __init__(self, launches: list[Launch]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._launches, self._used, self.peak = launches, 0, 0
         self._known: set[int] = set()
 

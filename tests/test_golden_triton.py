@@ -54,7 +54,10 @@ def larger_programs(patch: pytest.MonkeyPatch) -> None:
     moe_configs.product_config.cache_clear()
 
 
-def test_golden_answers_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_kernels(monkeypatch: pytest.MonkeyPatch) -> tuple[str, set[str]]:
+    """The device on which engines run on kernels from here on, in the interpreter where there is no GPU; and the names
+    of all that they launch.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         monkeypatch.setattr(dispatch, "compiled", lambda x: True)
@@ -68,6 +71,11 @@ def test_golden_answers_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(launch.name for launch in launches)
 
     monkeypatch.setattr(EngineLoop, "_step", counted)
+    return device, seen
+
+
+def test_golden_answers_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, seen = on_kernels(monkeypatch)
     wanted = {f"{NAME}.caption_normal.0", f"{NAME}.detect.0", f"{NAME}.chat.two_images_one_turn"}
     work = [(case, request_of(case)) for case in cases(NAME, "e2e") if case["id"] in wanted]
     work += [(case, chat_of(case)) for case in cases(NAME, "chat") if case["id"] in wanted]

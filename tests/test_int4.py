@@ -7,16 +7,13 @@ import torch
 
 from mdinfer import Engine
 from mdinfer.checkpoint import find_checkpoint
-from mdinfer.kernels import dispatch
 from mdinfer.kernels._triton import moe_configs
-from mdinfer.kernels._triton.launch import recorded
 from mdinfer.kernels.int4 import INT4, dequantise
-from mdinfer.loop import EngineLoop
 from mdinfer.model.moondream import Moondream
 from tests.golden_data import CHECKPOINTS, checkpoint, load_engine
 from tests.model.test_layouts import first_logits
 from tests.model.test_layouts import loaded as loaded_from
-from tests.test_golden_triton import larger_programs
+from tests.test_golden_triton import on_kernels
 
 QUESTIONS = ("cat?", "What is it?")
 
@@ -76,21 +73,9 @@ def test_weights_take_half_a_byte() -> None:
 
 def test_the_kernels_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few tokens of a text, in the interpreter where there is no GPU: a prompt of many rows, then steps of one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with load_engine("tiny-b", experts="int4") as engine:
         expected = engine.query(None, "What is this, and where?", temperature=0, max_tokens=3).token_ids
-    if device == "cpu":
-        monkeypatch.setattr(dispatch, "compiled", lambda x: True)
-        larger_programs(monkeypatch)
-    seen: set[str] = set()
-    step = EngineLoop._step
-
-    def counted(loop: EngineLoop) -> None:
-        with recorded() as launches:
-            step(loop)
-        seen.update(launch.name for launch in launches)
-
-    monkeypatch.setattr(EngineLoop, "_step", counted)
+    device, seen = on_kernels(monkeypatch)
     with load_engine("tiny-b", device=device, experts="int4") as engine:
         found = engine.query(None, "What is this, and where?", temperature=0, max_tokens=3).token_ids
     moe_configs.product_config.cache_clear()

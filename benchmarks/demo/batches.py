@@ -6,6 +6,7 @@ batches it would have had.
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -94,23 +95,18 @@ class BatchMaker:
             scene = self._scene(draw)
             scenes.append(scene)
             builder.begin(self._speller.opening(1))
-            self._fill(builder, lambda scene=scene: self._about(draw, scene))  # type: ignore[misc]
+            self._fill(builder, functools.partial(self._about, draw, scene))
             self._finish_row(draw, builder)
         for _ in range(pair):
             first, second = draw_scene(draw, largest=_small(draw)), draw_scene(draw, largest=_small(draw))
             scenes += [first, second]
             builder.begin(self._speller.opening(2))
-            self._fill(
-                builder,
-                lambda first=first, second=second: ABOUT_TWO_PICTURES[int(draw.integers(len(ABOUT_TWO_PICTURES)))](  # type: ignore[misc]
-                    draw, first, second
-                ),
-            )
+            self._fill(builder, functools.partial(_about_two, draw, first, second))
             self._finish_row(draw, builder)
         for _ in range(later):
             scene = draw_scene(draw, largest=320)
             scenes += self._later(draw, builder, scene)
-            self._fill(builder, lambda scene=scene: self._question(draw, scene))  # type: ignore[misc]
+            self._fill(builder, functools.partial(self._question, draw, scene))
             self._finish_row(draw, builder)
         for _ in range(talk):
             self._finish_row(draw, builder)
@@ -221,6 +217,10 @@ def batches(
         process.terminate()
         process.join()
         queue.cancel_join_thread()
+
+
+def _about_two(draw: np.random.Generator, first: Scene, second: Scene) -> Dialogue | None:
+    return ABOUT_TWO_PICTURES[int(draw.integers(len(ABOUT_TWO_PICTURES)))](draw, first, second)
 
 
 def _small(draw: np.random.Generator) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from benchmarks.demo.pictures import Shape
 
@@ -57,6 +57,6 @@ class Dialogue:
     length: Length = "normal"
 
 
-def ask(task: str, question: str, answer: str, **fields: object) -> Dialogue:
+def ask(task: str, question: str, answer: str, **fields: Any) -> Dialogue:
     """A dialogue of one question."""
-    return Dialogue(task=task, exchanges=(Exchange(question=question, answer=answer, **fields),))  # type: ignore[arg-type]
+    return Dialogue(task=task, exchanges=(Exchange(question=question, answer=answer, **fields),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def exam(seed: int, cases: int, *, held_out: bool = True) -> list[Case]:
     for number, (kind, (_, make)) in enumerate(ABOUT_A_PICTURE.items()):
         draw = np.random.default_rng((seed, 1, number))
         times = {"objects": 4, "count": 3, "caption": 3}.get(kind, 1)
-        made += _until(cases * times, lambda make=make, draw=draw: _about_one(draw, make, held_out))  # type: ignore[misc]
+        made += _until(cases * times, functools.partial(_about_one, draw, make, held_out))
     draw = np.random.default_rng((seed, 2))
     made += _until(cases, lambda: _about_one(draw, describe, held_out, other=True))
     made += _until(cases, lambda: _about_two(draw, held_out))

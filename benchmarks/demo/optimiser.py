@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.05})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows a closure, which Muon has no use for
         for group in self.param_groups:
             p = group["params"][0]
             if p.grad is None:

@@ -125,7 +125,8 @@ def _size(draw: np.random.Generator, largest: int) -> tuple[int, int]:
     area = math.exp(draw.uniform(math.log(low), math.log(high)))
     aspect = math.exp(draw.normal(0, 0.3))
     aspect = min(2.0, max(0.5, aspect))
-    return tuple(int(np.clip(round(area * f), low, high)) for f in (aspect**0.5, aspect**-0.5))  # type: ignore[return-value]
+    width, height = (int(np.clip(round(area * f), low, high)) for f in (aspect**0.5, aspect**-0.5))
+    return width, height
 
 
 def _place(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks.demo.dialogue import Dialogue, Exchange, Grounded, Trace, ask
+from benchmarks.demo.dialogue import Dialogue, Exchange, Grounded, Length, Skill, Trace, ask
 from benchmarks.demo.honesty import ABSENT_THINGS, NO_SHAPES, UNKNOWN, odd_picture_question
 from benchmarks.demo.pictures import Scene, Shape
 from benchmarks.demo.words import COLOURS, HELD_OUT_LOOKS, KINDS, LOOKS, NUMBER_WORDS, article, joined, plural
@@ -92,11 +92,12 @@ def describe(draw: np.random.Generator, scene: Scene) -> Dialogue:
 
 
 def caption(draw: np.random.Generator, scene: Scene) -> Dialogue:
-    length = ("short", "normal", "long")[int(draw.integers(3))]
+    lengths: tuple[Length, ...] = ("short", "normal", "long")
+    length = lengths[int(draw.integers(3))]
     return Dialogue(
         task=f"caption {length}",
         skill="caption",
-        length=length,  # type: ignore[arg-type]
+        length=length,
         exchanges=(Exchange(question="", answer=caption_text(scene, length)),),
     )
 
@@ -199,7 +200,7 @@ def background(draw: np.random.Generator, scene: Scene) -> Dialogue | None:
 
 def objects(draw: np.random.Generator, scene: Scene) -> Dialogue:
     """Detect or point: all shapes, a kind, a colour, a look, or what is not there."""
-    skill = "detect" if draw.random() < 0.6 else "point"
+    skill: Skill = "detect" if draw.random() < 0.6 else "point"
     way, shapes = draw.random(), scene.shapes
     if way < 0.3:
         target, found = _one(draw, ("shape", "shapes", "object", "all shapes")), list(shapes)
@@ -215,7 +216,7 @@ def objects(draw: np.random.Generator, scene: Scene) -> Dialogue:
     else:
         target, found = _one(draw, ABSENT_THINGS), []
     task = skill if found else f"{skill} absent"
-    return Dialogue(task=task, skill=skill, target=target, shapes=tuple(found))  # type: ignore[arg-type]
+    return Dialogue(task=task, skill=skill, target=target, shapes=tuple(found))
 
 
 def at_place(draw: np.random.Generator, scene: Scene) -> Dialogue | None:

@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         _work(0, arguments)
     else:
         (arguments.run / "team").unlink(missing_ok=True)
-        spawn(_work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
+        spawn(_work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]  # torch types it not
 
 
 if __name__ == "__main__":
