@@ -22,22 +22,19 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
-    return exam(SEED, cases=8)
+    return exam(SEED, cases=16)
 
 
 def test_a_sample_is_right(engine: Engine, cases: list[Case]) -> None:
     """In all, and in no part far below what the benchmark measures on many more: these are too few for its targets.
 
-    0.957 of all were right on three seeds; of some 380 scores 0.93 is 2.7 standard deviations less. A part of one or
-    two says nothing of itself.
+    0.96 of all were right; of some 740 scores 0.93 is four standard deviations less.
     """
     records, mistakes = measure(engine, cases)
     right, count = sum(r["right"] for r in records), sum(r["count"] for r in records)
-    assert count > 250
+    assert count > 500
     assert right / count > 0.93, "\n".join(mistakes)
-    parts = [r for r in records if r["count"] >= 6]
-    assert len(parts) > 20
-    assert all(r["share"] >= 0.5 for r in parts), "\n".join(mistakes)
+    assert all(r["share"] >= 0.5 for r in records), "\n".join(mistakes)
 
 
 def test_alone_and_streamed_as_together(engine: Engine, cases: list[Case]) -> None:
