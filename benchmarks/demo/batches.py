@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,20 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from benchmarks.demo.dialogue import Dialogue, Exchange
-from benchmarks.demo.pairs import ABOUT_TWO_PICTURES
-from benchmarks.demo.pictures import Scene, draw_other, draw_scene, paint, recoloured
+from benchmarks.demo.pairs import ABOUT_TWO_NAMELESS, ABOUT_TWO_PICTURES
+from benchmarks.demo.pictures import Scene, draw_other, draw_scene, paint, recoloured, reshaped
 from benchmarks.demo.rows import ROW, RowBuilder, Rows, Speller, Stream
-from benchmarks.demo.seeing import ABOUT_A_PICTURE, caption, count, describe, list_shapes, objects, odd, presence
+from benchmarks.demo.seeing import (
+    ABOUT_A_PICTURE,
+    by_trait,
+    caption,
+    count,
+    describe,
+    list_shapes,
+    objects,
+    odd,
+    presence,
+)
 from benchmarks.demo.talking import ABOUT_NOTHING, aside, system_message
 from benchmarks.demo.words import BACKGROUNDS, COLOURS, KINDS
 from mdinfer.config import ModelConfig, VisionConfig
@@ -31,13 +41,14 @@ PICTURE_ROWS, PAIR_ROWS, LATER_ROWS, TALK_ROWS = 12, 4, 2, 10
 SIGHT_PICTURES = 64
 NAMELESS_PICTURES = 16
 """Rows of a batch: one picture, two pictures, a picture in a later turn, no picture; pictures of one without
-rows; pictures beside the rows, of colours without a name, for sight alone."""
+rows; pictures beside the rows, of colours or kinds without a name, for sight alone."""
 
 GROUNDS = (*BACKGROUNDS, "other")
 
 _TRIES = 12  # dialogues drawn for what is left of a row before it is given up
 _LEAST_ROOM = 12
 _EMPTY_SHARE = 0.08  # of pictures that show no shapes
+_NAMELESS_SHARE = 0.35  # of pictures and pairs with colours or kinds without a name
 
 Questions = tuple[tuple[float, ...], tuple[Callable[..., Dialogue | None], ...]]
 
@@ -50,7 +61,7 @@ class Pictures:
     tiles      (pictures, 5) int64 into crops: the whole view, then up to four tiles, the last one repeated
     tilings    rows and columns of each picture's tiles
     cells      (pictures, G * G, 7) float32, what the training-only heads learn: kind + 1 or 0 where no shape
-               covers the cell's middle, colour + 1 or 0 (-1: it has no name), then the shape's x, y, w, h; last,
+               covers the cell's middle, colour + 1 or 0 (either -1: it has no name), then the shape's x, y, w, h; last,
                1 where a centre is
     grounds    (pictures,) int64, index into GROUNDS
     """
@@ -92,16 +103,20 @@ class BatchMaker:
         single, pair, later, talk = self._rows
         scenes: list[Scene] = []
         for _ in range(single):
-            scene = self._scene(draw)
+            scene, about = self._scene(draw), self._about
+            if scene.shapes and draw.random() < _NAMELESS_SHARE:
+                (scene,), about = _nameless(draw, [scene]), by_trait
             scenes.append(scene)
             builder.begin(self._speller.opening(1))
-            self._fill(builder, functools.partial(self._about, draw, scene))
+            self._fill(builder, functools.partial(about, draw, scene))
             self._finish_row(draw, builder)
         for _ in range(pair):
-            first, second = draw_scene(draw, largest=_small(draw)), draw_scene(draw, largest=_small(draw))
-            scenes += [first, second]
+            two, about_two = [draw_scene(draw, largest=_small(draw)) for _ in range(2)], ABOUT_TWO_PICTURES
+            if draw.random() < _NAMELESS_SHARE:
+                two, about_two = _nameless(draw, two), ABOUT_TWO_NAMELESS
+            scenes += two
             builder.begin(self._speller.opening(2))
-            self._fill(builder, functools.partial(_about_two, draw, first, second))
+            self._fill(builder, functools.partial(_about_two, draw, about_two, *two))
             self._finish_row(draw, builder)
         for _ in range(later):
             scene = draw_scene(draw, largest=320)
@@ -110,14 +125,16 @@ class BatchMaker:
             self._finish_row(draw, builder)
         for _ in range(talk):
             self._finish_row(draw, builder)
-        scenes += [recoloured(draw, draw_scene(draw, largest=112)) for _ in range(self._nameless)]
+        for i in range(self._nameless):
+            scenes.append((recoloured, reshaped)[i % 2](draw, draw_scene(draw, largest=112)))
         return Batch(rows=builder.finish(), pictures=_pictures(scenes, self._vision))
 
     def sight(self, seed: int, number: int) -> Batch:
         """Pictures alone."""
         draw = np.random.default_rng((seed, number, 1))
         scenes = [self._scene(draw) for _ in range(self._sights)]
-        scenes += [recoloured(draw, scene) for scene in scenes[::4]]
+        shown = [scene for scene in scenes if scene.shapes]
+        scenes += [(recoloured, reshaped)[i % 2](draw, scene) for i, scene in enumerate(shown[::4])]
         return Batch(rows=None, pictures=_pictures(scenes, self._vision))
 
     def _scene(self, draw: np.random.Generator) -> Scene:
@@ -219,8 +236,16 @@ def batches(
         queue.cancel_join_thread()
 
 
-def _about_two(draw: np.random.Generator, first: Scene, second: Scene) -> Dialogue | None:
-    return ABOUT_TWO_PICTURES[int(draw.integers(len(ABOUT_TWO_PICTURES)))](draw, first, second)
+def _about_two(
+    draw: np.random.Generator, makers: Sequence[Callable[..., Dialogue | None]], first: Scene, second: Scene
+) -> Dialogue | None:
+    return makers[int(draw.integers(len(makers)))](draw, first, second)
+
+
+def _nameless(draw: np.random.Generator, scenes: list[Scene]) -> list[Scene]:
+    """The scenes with some shapes' colours, or else some shapes' kinds, replaced by such as have no name."""
+    change = recoloured if draw.random() < 0.4 else reshaped
+    return [change(draw, scene, 0.5) for scene in scenes]
 
 
 def _small(draw: np.random.Generator) -> int:
@@ -271,7 +296,7 @@ def _cells(scene: Scene, grid: int) -> npt.NDArray[np.float32]:
         covered = np.outer(rows, columns)
         covered[at] = True
         cells[covered, :6] = (
-            kinds.index(shape.kind) + 1,
+            kinds.index(shape.kind) + 1 if shape.kind in kinds else -1,
             colours.index(shape.colour) + 1 if shape.colour in colours else -1,
             shape.x,
             shape.y,

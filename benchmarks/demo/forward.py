@@ -221,8 +221,8 @@ class CellHeads(nn.Module):
     def forward(self, images: torch.Tensor, cells: torch.Tensor, grounds: torch.Tensor) -> torch.Tensor:
         h = self.norm(images)
         kind, colour, box, centre = torch.split(self.out(h).float(), self.sizes, dim=-1)
-        covered = cells[..., 0] > 0
-        loss = F.cross_entropy(kind.flatten(0, 1), cells[..., 0].flatten().long())
+        covered = cells[..., 0] != 0
+        loss = F.cross_entropy(kind.flatten(0, 1), cells[..., 0].flatten().long(), ignore_index=-1)
         loss = loss + F.cross_entropy(colour.flatten(0, 1), cells[..., 1].flatten().long(), ignore_index=-1)
         loss = loss + F.binary_cross_entropy_with_logits(
             centre[..., 0], cells[..., 6], pos_weight=torch.tensor(4.0, device=cells.device)

@@ -68,13 +68,27 @@ ABOUT_TWO_PICTURES: tuple[Callable[[np.random.Generator, Scene, Scene], Dialogue
     about_both,
     about_both,
 )
+ABOUT_TWO_NAMELESS: tuple[Callable[[np.random.Generator, Scene, Scene], Dialogue | None], ...] = (
+    which_has,
+    which_has,
+    both_have,
+    both_have,
+    more_shapes,
+)
+"""About pictures with shapes whose colour, or whose kind, has no name."""
 
 
 def _trait(draw: np.random.Generator, first: Scene, second: Scene) -> tuple[str, list[bool]]:
-    """A kind or a colour, mostly one that a picture shows, and which of the two have it."""
+    """A kind or a colour, mostly one that a picture shows, and which of the two have it; a kind where a colour has no
+    name, a colour where a kind has none.
+    """
     shapes = (*first.shapes, *second.shapes)
-    shape = shapes[int(draw.integers(len(shapes)))] if draw.random() < 0.8 else None
-    if draw.random() < 0.5:
+    named = [s for s in shapes if s.kind in KINDS and s.colour in COLOURS]
+    shape = named[int(draw.integers(len(named)))] if named and draw.random() < 0.8 else None
+    by_kind = draw.random() < 0.5
+    if len(named) < len(shapes):
+        by_kind = all(s.kind in KINDS for s in shapes)
+    if by_kind:
         kind = shape.kind if shape else KINDS[int(draw.integers(len(KINDS)))]
         return article(kind), [any(s.kind == kind for s in scene.shapes) for scene in (first, second)]
     colour = shape.colour if shape else tuple(COLOURS)[int(draw.integers(len(COLOURS)))]

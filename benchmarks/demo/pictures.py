@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw
 
-from benchmarks.demo.words import BACKGROUNDS, COLOURS, HELD_OUT_LOOKS, LOOKS
+from benchmarks.demo.words import BACKGROUNDS, COLOURS, HELD_OUT_LOOKS, KINDS, LOOKS
 
 _EDGES = (1 / 3, 2 / 3)  # between left, middle and right; top, middle and bottom
 _CLEARANCE = 0.03  # of a centre from those edges, and between centres along x: no picture is a matter of opinion
 _GAP = 0.015  # between boxes
-_NAMELESS = ("#ff96be", "#7a4a20", "#28c8d2", "#dc28c8", "#0a7878", "#96dc28", "#6e0a1e", "#14145a", "#5078b4")
+_NAMELESS_COLOURS = ("#ff96be", "#7a4a20", "#28c8d2", "#dc28c8", "#0a7878", "#96dc28", "#6e0a1e", "#14145a", "#5078b4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +99,30 @@ def draw_other(draw: np.random.Generator, *, largest: int = 900) -> Scene:
     )
 
 
-def recoloured(draw: np.random.Generator, scene: Scene) -> Scene:
-    """The scene with its shapes in colours that have no name here: a kind is to be known whatever its colour."""
-    shapes = (replace(s, colour=_NAMELESS[int(draw.integers(len(_NAMELESS)))]) for s in scene.shapes)
-    return replace(scene, shapes=tuple(shapes))
+def recoloured(draw: np.random.Generator, scene: Scene, share: float = 1.0) -> Scene:
+    """The scene with a share of its shapes, at least one, in colours that have no name here, half of them of one kind:
+    a kind is to be known, and counted, whatever its colour.
+    """
+    kind = _one(draw, KINDS)
+
+    def change(shape: Shape) -> Shape:
+        colour = _one(draw, _NAMELESS_COLOURS)
+        return replace(shape, colour=colour, kind=kind if draw.random() < 0.5 else shape.kind)
+
+    return _changed(draw, scene, share, change)
+
+
+def reshaped(draw: np.random.Generator, scene: Scene, share: float = 1.0) -> Scene:
+    """The scene with a share of its shapes, at least one, of kinds that have no name here, half of them of one colour:
+    a colour is to be known, and counted, whatever has it.
+    """
+    colour = _one(draw, tuple(COLOURS))
+
+    def change(shape: Shape) -> Shape:
+        kind = _one(draw, _NAMELESS_KINDS)
+        return replace(shape, kind=kind, colour=colour if draw.random() < 0.5 else shape.colour)
+
+    return _changed(draw, scene, share, change)
 
 
 def paint(scene: Scene) -> Image.Image:
@@ -117,6 +137,16 @@ def paint(scene: Scene) -> Image.Image:
         shade = tuple(int(np.clip(c + draw.integers(-18, 19), 0, 255)) for c in _rgb(shape.colour))
         _outline(pen, shape, size, shade)
     return picture
+
+
+def _changed(draw: np.random.Generator, scene: Scene, share: float, change: Callable[[Shape], Shape]) -> Scene:
+    sure = int(draw.integers(len(scene.shapes)))
+    shapes = (change(s) if i == sure or draw.random() < share else s for i, s in enumerate(scene.shapes))
+    return replace(scene, shapes=tuple(shapes))
+
+
+def _one(draw: np.random.Generator, names: Sequence[str]) -> str:
+    return names[int(draw.integers(len(names)))]
 
 
 def _size(draw: np.random.Generator, largest: int) -> tuple[int, int]:
@@ -192,6 +222,19 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     ],
     "star": _star(),
 }
+_UNNAMED: dict[str, list[tuple[float, float]]] = {
+    "arrow": [(0, 0.3), (0.55, 0.3), (0.55, 0), (1, 0.5), (0.55, 1), (0.55, 0.7), (0, 0.7)],
+    "chevron": [(0, 0), (0.5, 0.35), (1, 0), (1, 0.65), (0.5, 1), (0, 0.65)],
+    "ell": [(0, 0), (0.4, 0), (0.4, 0.6), (1, 0.6), (1, 1), (0, 1)],
+    "hourglass": [(0, 0), (1, 0), (0.62, 0.5), (1, 1), (0, 1), (0.38, 0.5)],
+    "tee": [(0, 0), (1, 0), (1, 0.36), (0.68, 0.36), (0.68, 1), (0.32, 1), (0.32, 0.36), (0, 0.36)],
+    "trough": [(0, 0), (0.33, 0), (0.33, 0.62), (0.67, 0.62), (0.67, 0), (1, 0), (1, 1), (0, 1)],
+    "zed": [(0, 0), (0.62, 0), (0.62, 0.62), (1, 0.62), (1, 1), (0.38, 1), (0.38, 0.38), (0, 0.38)],
+}
+for _name, _points in _UNNAMED.items():  # each as it is, mirrored, upside down and both
+    for _flip in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        _CORNERS[f"{_name}{_flip[0]}{_flip[1]}"] = [(abs(_flip[0] - u), abs(_flip[1] - v)) for u, v in _points]
+_NAMELESS_KINDS = tuple(kind for kind in _CORNERS if kind not in KINDS)
 
 
 def _muted(draw: np.random.Generator) -> npt.NDArray[np.float64]:

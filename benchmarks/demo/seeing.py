@@ -124,13 +124,21 @@ def count(draw: np.random.Generator, scene: Scene) -> Dialogue:
     """All shapes, those of a kind or those of a colour; one in four with the points it counts in its trace."""
     way = draw.random()
     if way < 0.3:
-        task, noun, found = "count", "shapes", list(scene.shapes)
-    elif way < 0.65:
-        kind = _favour(draw, [s.kind for s in scene.shapes], KINDS)
-        task, noun, found = "count by kind", plural(kind), [s for s in scene.shapes if s.kind == kind]
-    else:
-        colour = _favour(draw, [s.colour for s in scene.shapes], tuple(COLOURS))
-        task, noun, found = "count by colour", f"{colour} shapes", [s for s in scene.shapes if s.colour == colour]
+        return _count(draw, "count", "shapes", list(scene.shapes))
+    return _count_by_kind(draw, scene) if way < 0.65 else _count_by_colour(draw, scene)
+
+
+def _count_by_kind(draw: np.random.Generator, scene: Scene) -> Dialogue:
+    kind = _favour(draw, [s.kind for s in scene.shapes], KINDS)
+    return _count(draw, "count by kind", plural(kind), [s for s in scene.shapes if s.kind == kind])
+
+
+def _count_by_colour(draw: np.random.Generator, scene: Scene) -> Dialogue:
+    colour = _favour(draw, [s.colour for s in scene.shapes], tuple(COLOURS))
+    return _count(draw, "count by colour", f"{colour} shapes", [s for s in scene.shapes if s.colour == colour])
+
+
+def _count(draw: np.random.Generator, task: str, noun: str, found: list[Shape]) -> Dialogue:
     trace: Trace | None = None
     if draw.random() < 0.25:
         task = "grounded count"
@@ -162,13 +170,21 @@ def presence(draw: np.random.Generator, scene: Scene) -> Dialogue:
     if way < 0.5:
         colour, kind = _look_of_interest(draw, scene)
         phrase, found = article(f"{colour} {kind}"), any(s.look == (colour, kind) for s in scene.shapes)
-    elif way < 0.75:
-        kind = _favour(draw, [s.kind for s in scene.shapes], KINDS, share=0.35)
-        phrase, found = article(kind), any(s.kind == kind for s in scene.shapes)
     else:
-        colour = _favour(draw, [s.colour for s in scene.shapes], tuple(COLOURS), share=0.35)
-        phrase, found = article(f"{colour} shape"), any(s.colour == colour for s in scene.shapes)
-        phrase = f"anything {colour}" if draw.random() < 0.3 else phrase
+        return _presence_by_kind(draw, scene) if way < 0.75 else _presence_by_colour(draw, scene)
+    return ask("presence", _one(draw, _IS_THERE).format(phrase), "Yes." if found else "No.")
+
+
+def _presence_by_kind(draw: np.random.Generator, scene: Scene) -> Dialogue:
+    kind = _favour(draw, [s.kind for s in scene.shapes], KINDS, share=0.35)
+    found = any(s.kind == kind for s in scene.shapes)
+    return ask("presence", _one(draw, _IS_THERE).format(article(kind)), "Yes." if found else "No.")
+
+
+def _presence_by_colour(draw: np.random.Generator, scene: Scene) -> Dialogue:
+    colour = _favour(draw, [s.colour for s in scene.shapes], tuple(COLOURS), share=0.35)
+    found = any(s.colour == colour for s in scene.shapes)
+    phrase = f"anything {colour}" if draw.random() < 0.3 else article(f"{colour} shape")
     return ask("presence", _one(draw, _IS_THERE).format(phrase), "Yes." if found else "No.")
 
 
@@ -201,20 +217,31 @@ def background(draw: np.random.Generator, scene: Scene) -> Dialogue | None:
 def objects(draw: np.random.Generator, scene: Scene) -> Dialogue:
     """Detect or point: all shapes, a kind, a colour, a look, or what is not there."""
     skill: Skill = "detect" if draw.random() < 0.6 else "point"
-    way, shapes = draw.random(), scene.shapes
+    way = draw.random()
     if way < 0.3:
-        target, found = _one(draw, ("shape", "shapes", "object", "all shapes")), list(shapes)
-    elif way < 0.5:
-        kind = _favour(draw, [s.kind for s in shapes], KINDS)
-        target, found = _one(draw, (kind, kind, plural(kind))), [s for s in shapes if s.kind == kind]
-    elif way < 0.68:
-        colour = _favour(draw, [s.colour for s in shapes], tuple(COLOURS))
-        target, found = _one(draw, (f"{colour} shape", f"{colour} shapes")), [s for s in shapes if s.colour == colour]
-    elif way < 0.93:
+        return _objects(skill, _one(draw, ("shape", "shapes", "object", "all shapes")), list(scene.shapes))
+    if way < 0.5:
+        return _objects_by_kind(draw, scene, skill)
+    if way < 0.68:
+        return _objects_by_colour(draw, scene, skill)
+    if way < 0.93:
         look = _look_of_interest(draw, scene, share=0.7)
-        target, found = " ".join(look), [s for s in shapes if s.look == look]
-    else:
-        target, found = _one(draw, ABSENT_THINGS), []
+        return _objects(skill, " ".join(look), [s for s in scene.shapes if s.look == look])
+    return _objects(skill, _one(draw, ABSENT_THINGS), [])
+
+
+def _objects_by_kind(draw: np.random.Generator, scene: Scene, skill: Skill) -> Dialogue:
+    kind = _favour(draw, [s.kind for s in scene.shapes], KINDS)
+    return _objects(skill, _one(draw, (kind, kind, plural(kind))), [s for s in scene.shapes if s.kind == kind])
+
+
+def _objects_by_colour(draw: np.random.Generator, scene: Scene, skill: Skill) -> Dialogue:
+    colour = _favour(draw, [s.colour for s in scene.shapes], tuple(COLOURS))
+    target = _one(draw, (f"{colour} shape", f"{colour} shapes"))
+    return _objects(skill, target, [s for s in scene.shapes if s.colour == colour])
+
+
+def _objects(skill: Skill, target: str, found: list[Shape]) -> Dialogue:
     task = skill if found else f"{skill} absent"
     return Dialogue(task=task, skill=skill, target=target, shapes=tuple(found))
 
@@ -244,6 +271,24 @@ def at_place(draw: np.random.Generator, scene: Scene) -> Dialogue | None:
 
 def odd(draw: np.random.Generator, scene: Scene) -> Dialogue:
     return ask("refusal", odd_picture_question(draw), UNKNOWN)
+
+
+def by_trait(draw: np.random.Generator, scene: Scene) -> Dialogue:
+    """About a picture with shapes whose colour, or whose kind, has no name: only what can be said by the other trait.
+
+    To count the red shapes among some that have no name, red must be seen apart from what is red: without these
+    questions the model counts looks, and misses those that training never shows.
+    """
+    by_kind = all(s.kind in KINDS for s in scene.shapes)
+    way = draw.random()
+    if way < 0.1:
+        return _count(draw, "count", "shapes", list(scene.shapes))
+    if way < 0.6:
+        return (_count_by_kind if by_kind else _count_by_colour)(draw, scene)
+    if way < 0.75:
+        return (_presence_by_kind if by_kind else _presence_by_colour)(draw, scene)
+    skill: Skill = "detect" if draw.random() < 0.6 else "point"
+    return (_objects_by_kind if by_kind else _objects_by_colour)(draw, scene, skill)
 
 
 ABOUT_A_PICTURE: dict[str, tuple[float, Callable[[np.random.Generator, Scene], Dialogue | None]]] = {
@@ -297,7 +342,8 @@ def _singles(scene: Scene) -> list[Shape]:
 
 
 def _favour(draw: np.random.Generator, present: list[str], every: tuple[str, ...], share: float = 0.75) -> str:
-    """One that is there, in `share` of the cases; else any."""
+    """One that is there and has a name, in `share` of the cases; else any."""
+    present = [name for name in present if name in every]
     return _one(draw, tuple(present) if present and draw.random() < share else every)
 
 
