@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 DEFAULT_MODEL = "demo"
+_SHARED_FROM = 64 << 20  # bytes of weights: below, threads wait for each other longer than their shares of a step take
 _ROOM_SECONDS = 0.01  # between two looks for room in the queue
 
 
@@ -105,6 +106,7 @@ class Engine(SkillCalls):
         threads = options.image_threads or min(16, os.cpu_count() or 1)
         # As many as may be admitted at once, and those that are read meanwhile.
         self._readers: ReaderPool[Task] = ReaderPool(threads, options.max_batch_size + threads)
+        self._threads = options.cpu_threads or (torch.get_num_threads() if loaded.weight_bytes >= _SHARED_FROM else 1)
         runner = Runner(
             model,
             self._cache,
@@ -133,6 +135,7 @@ class Engine(SkillCalls):
                 self._pictures,
                 overlap=overlap,
                 progress=options.progress,
+                threads=self._threads,
                 admitted=self._readers.release,
             )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.
@@ -292,7 +295,8 @@ class Engine(SkillCalls):
         cache = self._cache.nbytes
         positions = self._cache.k.shape[1] * options.page_size
         together = min(options.max_batch_size, positions // min(800, self.max_context))
-        threads = f" ({torch.get_num_threads()} threads)" if model.device.type == "cpu" else ""
+        count = "1 thread" if self._threads == 1 else f"{self._threads} threads"
+        threads = f" ({count})" if model.device.type == "cpu" else ""
         workspace = f", workspace {format_bytes(self._workspace)}" if self._workspace else ""
         lines = [
             f"model     {self.model_id}" + (f" ({self._loaded.notice})" if self._loaded.notice else ""),

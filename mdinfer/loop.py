@@ -48,7 +48,7 @@ _Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], No
 
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
-    `admitted` hears of each task when it first runs.
+    `admitted` hears of each task when it first runs. `threads` of a CPU share each operation.
 
     Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
     """
@@ -61,6 +61,7 @@ class EngineLoop:
         *,
         overlap: bool,
         progress: bool = False,
+        threads: int | None = None,
         admitted: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self._scheduler, self._runner, self._pictures, self._overlap = scheduler, runner, pictures, overlap
@@ -79,7 +80,7 @@ class EngineLoop:
         self._teller = Teller(self._stop, lambda task, error: self._send(lambda: self._end(task, error), task.fail))
         recorded: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._main, args=(recorded, progress), name="mdinfer-engine", daemon=True
+            target=self._main, args=(recorded, progress, threads), name="mdinfer-engine", daemon=True
         )
         self._thread.start()
         recorded.result()
@@ -188,9 +189,12 @@ class EngineLoop:
 
     # The loop
 
-    def _main(self, recorded: Future[None], progress: bool) -> None:
+    def _main(self, recorded: Future[None], progress: bool, threads: int | None) -> None:
+        before = torch.get_num_threads()
         try:
             try:
+                if threads is not None:
+                    torch.set_num_threads(threads)
                 if self._runner.device.type == "cuda":
                     torch.cuda.set_device(self._runner.device)  # a thread's own setting
                 self._runner.record_graphs(progress=progress)
@@ -206,6 +210,7 @@ class EngineLoop:
         finally:  # nothing here may depend on the scheduler or the runner: they may be what failed
             with self._wake:
                 self._closing = True
+            torch.set_num_threads(before)
             self._teller.close()
             for box in (self._inbox, self._encodes):
                 while box:

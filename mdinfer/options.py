@@ -36,6 +36,9 @@ class EngineConfig:
     overlap           launch a step before the one before it is read; "auto": on a GPU, where it saves time
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
+    cpu_threads       threads that share each operation of a step on a CPU; None: torch's number, or one where the model
+                      is too small to gain by more. torch keeps one number for all threads yet to start: those that
+                      the process starts while the engine lives have this one too
     image_threads     threads that decode and resize pictures; None: one per core, at most 16
     max_image_pixels  pictures with more pixels are refused before they are decoded
     progress          show progress bars on stderr
@@ -57,6 +60,7 @@ class EngineConfig:
     overlap: bool | Literal["auto"] = "auto"
     max_queue: int = 1024
     exif: bool = True
+    cpu_threads: int | None = None
     image_threads: int | None = None
     max_image_pixels: int = 50_000_000
     progress: bool = True
@@ -82,11 +86,12 @@ class EngineConfig:
             ("vision_crops", 1, 1024),
             ("image_cache", 0, 1 << 20),
             ("max_queue", 1, 1 << 20),
+            ("cpu_threads", 1, 1024),
             ("image_threads", 1, 256),
             ("max_image_pixels", 1, 1 << 31),
         ):
             value = getattr(self, name)
-            if value is None and name in ("max_context", "image_threads"):
+            if value is None and name in ("max_context", "cpu_threads", "image_threads"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise ConfigError(f"{name} must be an integer from {least} to {most}, found {value!r}")

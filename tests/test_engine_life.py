@@ -10,6 +10,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 import mdinfer
 from mdinfer import Engine, Query, RequestFailedError
+from mdinfer.runner import Runner
 from tests.endless import endless_demo
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
@@ -187,3 +189,40 @@ def test_leaving_the_interpreter_does_not_wait_for_queued_pictures() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert 1 <= done.stdout.count("read") <= 4
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_of_a_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop has its own number; threads that start once it has ended have the one that was."""
+    seen: list[int] = []
+    launch = Runner.launch
+
+    def watched(self: Runner, *args: Any, **options: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(Runner, "launch", watched)
+    here, before = torch.get_num_threads(), _threads_of_a_new_thread()
+    with Engine.load("demo", device="cpu", cpu_threads=threads, progress=False) as engine:
+        assert f"cpu ({threads} thread{'s' * (threads > 1)})" in engine.description()
+        engine.query(None, "What is 2 + 2?")
+    assert set(seen) == {threads}
+    assert (torch.get_num_threads(), _threads_of_a_new_thread()) == (here, before)
+
+
+def _threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_a_small_model_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Engine.load("demo", device="cpu", progress=False) as engine:
+            assert "cpu (1 thread)" in engine.description()
+        monkeypatch.setattr("mdinfer.engine._SHARED_FROM", 1)
+        with Engine.load("demo", device="cpu", progress=False) as engine:
+            assert "cpu (3 threads)" in engine.description()
+    finally:
+        torch.set_num_threads(before)

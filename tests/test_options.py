@@ -32,6 +32,7 @@ def test_defaults_are_pinned() -> None:
         "overlap": "auto",
         "max_queue": 1024,
         "exif": True,
+        "cpu_threads": None,
         "image_threads": None,
         "max_image_pixels": 50_000_000,
         "progress": True,
@@ -47,7 +48,9 @@ def test_a_bad_count(option: str, value: object) -> None:
         EngineConfig(**{option: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("option", "value"), [("max_context", 1), ("image_threads", 0), ("image_threads", 2.0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_context", 1), ("cpu_threads", 0), ("image_threads", 0), ("image_threads", 2.0)]
+)
 def test_a_bad_optional_count(option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{option} must be"):
         EngineConfig(**{option: value})  # type: ignore[arg-type]
