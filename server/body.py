@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from starlette.requests import Request
 
+from mdinfer.server.call import call_of
 from mdinfer.server.errors import ApiError, ClientGone, bad_request
 from mdinfer.server.service import Service
 
@@ -32,8 +33,9 @@ async def read_body(
     body holds too many values.
     """
     _check_headers(http)
-    with service.room_for_body() as arrived:
+    with service.arriving.share() as arrived:
         data = await _read(http, service, arrived)
+        call_of(http.scope).body_bytes = len(data)
         if len(data) <= OFF_LOOP_BYTES:
             return understand(decode_object(data))
         context, loop = contextvars.copy_context(), asyncio.get_running_loop()

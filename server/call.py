@@ -24,6 +24,7 @@ class Call:
     request_id: str
     arrival: float = field(default_factory=time.perf_counter)
     namespace: str = ""
+    body_bytes: int = 0
     model: str | None = None
     results: Sequence[Result] = ()
     failure: ApiError | None = None

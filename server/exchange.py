@@ -25,16 +25,17 @@ from mdinfer.server.work import Work
 async def submitted(http: HttpRequest, requests: Sequence[Request]) -> AsyncIterator[Work]:
     """Submit `requests` for the length of the block. Raises as `ServingEngine.submit` does, or ApiError."""
     service, call = service_of(http), call_of(http.scope)
-    handles = await _submit(service, requests, call, large=_length(http) > OFF_LOOP_BYTES)
-    work = Work(handles, service.settings.request_timeout)
-    service.running.add(work)
-    watcher = asyncio.create_task(_watch(http, work))
-    try:
-        yield work
-    finally:
-        watcher.cancel()
-        service.running.discard(work)
-        work.cancel()
+    with service.held.share(call.body_bytes):
+        handles = await _submit(service, requests, call)
+        work = Work(handles, service.settings.request_timeout)
+        service.running.add(work)
+        watcher = asyncio.create_task(_watch(http, work))
+        try:
+            yield work
+        finally:
+            watcher.cancel()
+            service.running.discard(work)
+            work.cancel()
 
 
 async def finished(http: HttpRequest, requests: Sequence[Request]) -> list[Result]:
@@ -54,7 +55,7 @@ async def _watch(http: HttpRequest, work: Work) -> None:
     work.cancel(ClientGone())
 
 
-async def _submit(service: Service, requests: Sequence[Request], call: Call, *, large: bool) -> list[Handle]:
+async def _submit(service: Service, requests: Sequence[Request], call: Call) -> list[Handle]:
     """All or none of the handles; large images are handed over on a thread."""
     engine = service.engine
     limit = service.settings.request_timeout
@@ -73,7 +74,7 @@ async def _submit(service: Service, requests: Sequence[Request], call: Call, *, 
             raise
         return handles
 
-    if not large:
+    if call.body_bytes <= OFF_LOOP_BYTES:
         return submit()
     task = asyncio.create_task(asyncio.to_thread(submit))
     try:
@@ -87,8 +88,3 @@ def _cancel_late(task: asyncio.Task[list[Handle]]) -> None:
     if not task.cancelled() and task.exception() is None:
         for handle in task.result():
             handle.cancel()
-
-
-def _length(http: HttpRequest) -> int:
-    length = http.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else OFF_LOOP_BYTES + 1

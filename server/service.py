@@ -23,9 +23,38 @@ from mdinfer.server.work import Work
 
 logger = logging.getLogger("mdinfer.server")
 
-BODIES = 8  # of the largest size that may be in memory, before the engine has them
+# Bodies of the largest size that may be in memory: while they arrive and are understood, which takes a multiple; and
+# of requests that wait or run, whose pictures the engine keeps as they came until it reads them.
+ARRIVING, HELD = 8, 32
 
 State: TypeAlias = Literal["starting", "ready", "draining", "failed", "dead"]
+
+
+class ByteRoom:
+    """Bounds what several requests hold together, in bytes."""
+
+    def __init__(self, limit: int, refusal: str) -> None:
+        self._limit, self._refusal, self.taken = limit, refusal, 0
+
+    @contextmanager
+    def share(self, count: int = 0) -> Iterator[Callable[[int], None]]:
+        """Hold `count` bytes, and more at each call of what this gives, to the end of the block. Raises ApiError 429
+        where that is too much.
+        """
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            held += count
+            self.taken += count
+            if self.taken > self._limit:
+                raise too_many(f"{self._refusal}: try again in a moment", "too_many_bytes")
+
+        try:
+            take(count)
+            yield take
+        finally:
+            self.taken -= held
 
 
 class Service:
@@ -41,7 +70,8 @@ class Service:
         self.metrics = ServerMetrics(self._statistics)
         self.on_load_failure: Callable[[BaseException], None] = log_load_failure
         self.on_ready: Callable[[ServingEngine], None] = lambda engine: None
-        self._body_bytes = 0
+        self.arriving = ByteRoom(ARRIVING * settings.max_body_bytes, "too many large requests arrive at once")
+        self.held = ByteRoom(HELD * settings.max_body_bytes, "too many large requests wait")
         # One thread: several that decode at once would keep the event loop waiting for the interpreter.
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="mdinfer-json")
         self._source = source
@@ -127,25 +157,6 @@ class Service:
         """Refuse before a body is read: raises ApiError 429 while the engine is full, or 503 as `engine` does."""
         if self.engine.full:
             raise api_error(QueueFullError("full"))
-
-    @contextmanager
-    def room_for_body(self) -> Iterator[Callable[[int], None]]:
-        """Call it with the bytes that arrived. Raises ApiError 429 where the bodies of all requests that are read at
-        the same time grow too large together.
-        """
-        held = 0
-
-        def take(count: int) -> None:
-            nonlocal held
-            held += count
-            self._body_bytes += count
-            if self._body_bytes > BODIES * self.settings.max_body_bytes:
-                raise too_many("too many large requests arrive at once: try again in a moment", "too_many_bytes")
-
-        try:
-            yield take
-        finally:
-            self._body_bytes -= held
 
     def unavailable(self) -> ApiError:
         match self.state:

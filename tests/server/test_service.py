@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -112,12 +113,28 @@ def test_bodies_together_take_bounded_memory() -> None:
             assert refused is not None
             assert refused.startswith(b"HTTP/1.1 429 ")
             assert b"too_many_bytes" in refused
-            assert live.service._body_bytes <= 8 * megabyte
+            assert live.service.arriving.taken <= 8 * megabyte
         finally:
             for wire in wires:
                 wire.close()
-        wait_until(lambda: live.service._body_bytes == 0)
+        wait_until(lambda: live.service.arriving.taken == 0)
         assert live.chat().status_code == 200
+
+
+def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine keeps pictures as they came until it reads them: a queue that only counts requests has no bound."""
+    monkeypatch.setattr("mdinfer.server.service.HELD", 2)
+    engine = FakeEngine(script=Script(pause=0.3))
+    large = {"messages": [{"role": "user", "content": "x" * 90_000}]}
+    with live_server(engine, max_body_bytes=100_000) as live, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(live.chat, **large) for _ in range(2)]
+        wait_until(lambda: live.service.held.taken > 180_000)
+        refused = live.chat(**large)
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "too_many_bytes")
+        assert "retry-after" in refused.headers
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+        wait_until(lambda: live.service.held.taken == 0)
+        assert live.chat(**large).status_code == 200
 
 
 def test_a_dead_engine(live: Live, fake: FakeEngine) -> None:
