@@ -16,6 +16,7 @@ from mdinfer.kernels.cache import LayerCache
 from mdinfer.kernels.embedding import TokenKind, ValueEncoder, encode_values, fourier_features, input_embeddings
 from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_residual
 from mdinfer.kernels.linear import linear
+from mdinfer.kernels.linear_fp8 import fits_fp8, linear_fp8
 from mdinfer.kernels.moe import ExpertWeights, Routing, moe_experts, moe_route
 from mdinfer.kernels.norm import add_layer_norm, layer_norm
 from mdinfer.kernels.pages import copy_pages
@@ -45,11 +46,13 @@ __all__ = [
     "decode_coordinate",
     "decode_size",
     "encode_values",
+    "fits_fp8",
     "fourier_features",
     "input_embeddings",
     "joined_map",
     "layer_norm",
     "linear",
+    "linear_fp8",
     "linear_gelu",
     "linear_residual",
     "moe_experts",

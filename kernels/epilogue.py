@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from mdinfer.kernels import dispatch
 from mdinfer.kernels.linear import linear
+from mdinfer.kernels.linear_fp8 import linear_fp8
 
 # Whether bias and GELU go into the product's own epilogue (cuBLASLt) instead of a pass of their own. Not measured:
 # `benchmarks/kernels/epilogue.py` has both as rivals.
@@ -52,23 +53,39 @@ def bias_residual_torch(x: torch.Tensor, bias: torch.Tensor, residual: torch.Ten
     return (x.float() + bias.float() + residual.float()).to(x.dtype)
 
 
-def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """gelu_tanh(x W^T + bias): x (..., inputs), weight (outputs, inputs), bias (outputs,)."""
+def linear_gelu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """gelu_tanh(x W^T + bias): x (..., inputs), weight (outputs, inputs), bias (outputs,); with `scale` (outputs,),
+    weight is e4m3 as of `linear_fp8`.
+    """
     if not dispatch.compiled(x):
-        return F.gelu(linear(x, weight, bias), approximate="tanh")
-    if GELU_IN_PRODUCT and x.is_cuda:  # on a CPU that operation's GELU is erf
+        return F.gelu(_product(x, weight, scale, bias), approximate="tanh")
+    if GELU_IN_PRODUCT and x.is_cuda and scale is None:  # on a CPU that operation's GELU is erf
         y: torch.Tensor = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
         return y.view(*x.shape[:-1], -1)
-    return bias_gelu(linear(x, weight), bias, overwrite=True)
+    return bias_gelu(_product(x, weight, scale), bias, overwrite=True)
 
 
-def linear_residual(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """x W^T + bias + residual; the residual's rows as in `bias_residual`."""
+def linear_residual(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x W^T + bias + residual; the residual's rows as in `bias_residual`, weight and `scale` as in `linear_gelu`."""
     if dispatch.compiled(x):
-        return bias_residual(linear(x, weight), bias, residual, overwrite=True)
-    y = linear(x, weight, bias)
+        return bias_residual(_product(x, weight, scale), bias, residual, overwrite=True)
+    y = _product(x, weight, scale, bias)
     assert _repeats(residual, y), (y.shape, residual.shape)
     return residual + y
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return linear(x, weight, bias) if scale is None else linear_fp8(x, weight, scale, bias)
 
 
 def _repeats(residual: torch.Tensor, x: torch.Tensor) -> bool:
