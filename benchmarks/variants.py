@@ -40,6 +40,7 @@ VARIANTS = {
     "crop_attention_kernel": (1, ""),
     "crop_patches_kernel": (1, ""),
     "decode_attention_kernel": (2, "chunks shared out or not"),
+    "few_rows_kernel": (4, "shapes of the decoder's linears"),
     "gather_kernel": (2, "whole or control vocabulary"),
     "grouped_fc1_kernel": (4, "rows of a tile"),
     "grouped_fc2_kernel": (4, "rows of a tile"),
@@ -51,6 +52,7 @@ VARIANTS = {
     "moe_route_kernel": (4, "tokens of a block"),
     "prefill_attention_kernel": (2, "few rows and many"),
     "qkv_write_kernel": (1, ""),
+    "quantise_rows_kernel": (5, "inputs of linears"),
     "scan_kernel": (8, "as of choose_kernel"),
     "small_fc1_kernel": (1, ""),
     "small_fc2_kernel": (1, ""),
@@ -58,10 +60,13 @@ VARIANTS = {
     "tau_product_kernel": (2, "few rows and many"),
     "values_kernel": (2, "few rows and many"),
 }
-PRECISIONS = {  # of experts and of the cache
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "fp8": (torch.float8_e4m3fn, torch.float8_e4m3fn),
-    "int4": (INT4, torch.float8_e4m3fn),
+OF_FP8_LINEARS = ("few_rows_kernel", "quantise_rows_kernel")
+_FP8 = torch.float8_e4m3fn
+PRECISIONS = {  # of experts, linears and the cache
+    "bf16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "fp8": (_FP8, torch.bfloat16, _FP8),
+    "all fp8": (_FP8, _FP8, _FP8),
+    "int4": (INT4, torch.bfloat16, _FP8),
 }
 
 _META = torch.device("meta")
@@ -90,7 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     for name in names:
         expected, what = VARIANTS.get(name, (0, "not in the table"))
         counts = [counts.get(name, 0) for counts in found.values()]
-        faults += any(count != expected for count in counts)
+        absent = name in OF_FP8_LINEARS
+        faults += any(
+            count != (0 if absent and PRECISIONS[precision][1] != _FP8 else expected)
+            for precision, count in zip(found, counts, strict=True)
+        )
         rows.append([name, expected, *counts, what])
     print(table(["kernel", "variants", *(f"found, {p}" for p in PRECISIONS), "what differs"], rows))
     print(f"{sum(expected for expected, _ in VARIANTS.values())} variants of {len(names)} kernels, {faults} faults")
@@ -98,13 +107,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def counted(chip: Chip, precision: str) -> dict[str, int]:
-    """Variants by kernel, of a model with experts and cache in this precision."""
+    """Variants by kernel, of a model in this precision."""
     with _on(chip) as launches:
         config = ModelConfig.from_dict(
             {"text": {"n_layers": 2, "moe": {"start_layer": 1}}, "vision": {"enc_n_layers": 1}}
         )
-        experts, kept = PRECISIONS[precision]
-        model = Moondream(config, dtype=torch.bfloat16, expert_dtype=experts, device=_META)
+        experts, linears, kept = PRECISIONS[precision]
+        model = Moondream(config, dtype=torch.bfloat16, expert_dtype=experts, linear_dtype=linears, device=_META)
         cache = KVCache.allocate(config.text, pages=256, page_size=_PAGE, dtype=kept, device=_META)
         for i, queries in enumerate(_STEPS):
             _choose(model, _forward(model, cache, queries, width=1 + 9 * i % 128, at=i), at=i)
