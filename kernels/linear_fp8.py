@@ -21,13 +21,12 @@ import torch
 
 from mdinfer.kernels import dispatch
 from mdinfer.kernels.linear import linear
-from mdinfer.kernels.quantise import quantise_rows, quantise_rows_torch
+from mdinfer.kernels.quantise import FEW_ROWS, Float8Rows, quantise_rows, quantise_rows_torch
 
 FP8 = torch.float8_e4m3fn
 CAPABILITY = (8, 9)
 """The least compute capability of a GPU that multiplies e4m3."""
 
-FEW_ROWS = 16  # what one tile of the matrix unit takes; the rows at which rounding them pays are not measured
 FAST_TERMS = 4608
 _STEP = 16
 
@@ -38,7 +37,7 @@ def fits_fp8(outputs: int, inputs: int) -> bool:
 
 
 def linear_fp8(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor | Float8Rows, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(..., N) in x's dtype, of x (..., K), weight (N, K) float8_e4m3fn, scale (N,) float32, bias (N,) or None.
 
@@ -49,6 +48,8 @@ def linear_fp8(
     assert x.shape[-1] == K and scale.shape == (N,) and fits_fp8(N, K), (x.shape, weight.shape, scale.shape)
     assert weight.dtype == FP8 and scale.dtype == torch.float32, (weight.dtype, scale.dtype)
     assert bias is None or bias.shape == (N,)
+    if isinstance(x, Float8Rows):
+        return scaled_product(x.q, x.scale, weight, scale, bias, x.dtype).view(*x.shape[:-1], N)
     if not dispatch.compiled(x):
         return linear_fp8_torch(x, weight, scale, bias)
     rows = x.reshape(-1, K)

@@ -17,8 +17,8 @@ ROWS = 16
 
 # Weight rows of a program by the outputs: N = 2048 makes 128 programs of 16, one a processor of an H100; N = 6144, 192
 # of 32. 16 x 256 bytes are 4 KiB of weights a stage, 5 stages keep 16 KiB in flight on a processor, near the 18 KiB
-# that cover 3 TB/s at 800 ns; activations, 8 KiB a stage, come from the cache. 60 KiB of shared memory, which the
-# smallest chip has. Not measured.
+# that cover 3 TB/s at 800 ns; activations, 8 KiB a stage, come from the cache. 48 KiB of shared memory, which the
+# smallest chip has twice. Not measured.
 CONFIGS = {
     4095: Config(blocks={"BLOCK_N": 16, "BLOCK_K": 256}, warps=4, stages=5),
     1 << 31: Config(blocks={"BLOCK_N": 32, "BLOCK_K": 256}, warps=4, stages=4),

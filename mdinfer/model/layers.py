@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mdinfer.kernels import fits_fp8, layer_norm, linear, linear_fp8, linear_gelu, linear_residual
+from mdinfer.kernels import (
+    Float8Rows,
+    fits_fp8,
+    layer_norm,
+    layer_norm_rows,
+    linear,
+    linear_fp8,
+    linear_gelu,
+    linear_gelu_rows,
+    linear_residual,
+)
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -34,16 +44,20 @@ class Linear(nn.Module):
         self.scale = empty(outputs, dtype=torch.float32, device=device) if fp8 else None
         self.bias = empty(outputs, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Float8Rows) -> torch.Tensor:
         if self.scale is not None:
             return linear_fp8(x, self.weight, self.scale, self.bias)
+        assert isinstance(x, torch.Tensor)
         return linear(x, self.weight, self.bias)
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """GELU of it, in its tanh form."""
+    def gelu(self, x: torch.Tensor | Float8Rows, then: Linear) -> torch.Tensor | Float8Rows:
+        """GELU of it, in its tanh form, as `then` takes it."""
+        if self.scale is not None and then.scale is not None:
+            return linear_gelu_rows(x, self.weight, self.bias, self.scale)
+        assert isinstance(x, torch.Tensor)
         return linear_gelu(x, self.weight, self.bias, self.scale)
 
-    def residual(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def residual(self, x: torch.Tensor | Float8Rows, residual: torch.Tensor) -> torch.Tensor:
         """Its sum with the residual, whose rows may repeat."""
         return linear_residual(x, self.weight, self.bias, residual, self.scale)
 
@@ -56,6 +70,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, self.weight, self.bias)
+
+    def rows(self, x: torch.Tensor, then: Linear) -> torch.Tensor | Float8Rows:
+        """As `then` takes it."""
+        return self(x) if then.scale is None else layer_norm_rows(x, self.weight, self.bias)
 
 
 class Mlp(nn.Module):
@@ -75,9 +93,9 @@ class Mlp(nn.Module):
         self.fc1 = Linear(dim, inner, dtype=dtype, device=device, kept=kept)
         self.fc2 = Linear(inner, outputs, dtype=dtype, device=device, kept=kept)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Float8Rows, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The residual is added where there is one."""
-        inner = self.fc1.gelu(x)
+        inner = self.fc1.gelu(x, self.fc2)
         if residual is not None:
             return self.fc2.residual(inner, residual)
         out: torch.Tensor = self.fc2(inner)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import VisionConfig
-from mdinfer.kernels import crop_attention, crop_patches, joined_map, linear_residual
+from mdinfer.kernels import Float8Rows, crop_attention, crop_patches, joined_map, linear_residual
 from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
 
 _ALIGNMENT = 16  # bytes; the rows of a product's operands
@@ -41,7 +41,7 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(config.enc_dim, 3 * config.enc_dim, dtype=dtype, device=device, kept=linear_dtype)
         self.proj = Linear(config.enc_dim, config.enc_dim, dtype=dtype, device=device, kept=linear_dtype)
 
-    def forward(self, h: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def forward(self, h: torch.Tensor | Float8Rows, residual: torch.Tensor) -> torch.Tensor:
         return self.proj.residual(crop_attention(self.qkv(h), self.heads), residual)
 
 
@@ -59,8 +59,8 @@ class VisionBlock(nn.Module):
         self.mlp = Mlp(C, config.enc_ff_dim, C, dtype=dtype, device=device, kept=linear_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.attn(self.ln1(x), x)
-        out: torch.Tensor = self.mlp(self.ln2(x), x)
+        x = self.attn(self.ln1.rows(x, self.attn.qkv), x)
+        out: torch.Tensor = self.mlp(self.ln2.rows(x, self.mlp.fc1), x)
         return out
 
 
