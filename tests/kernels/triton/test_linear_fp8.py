@@ -13,8 +13,8 @@ from mdinfer.kernels import dispatch
 from mdinfer.kernels import linear_fp8 as linear
 from mdinfer.kernels._triton import linear_fp8
 from mdinfer.kernels._triton.launch import recorded
-from mdinfer.kernels.linear_fp8 import FEW_ROWS, linear_fp8_torch
-from mdinfer.kernels.quantise import quantise_rows_torch
+from mdinfer.kernels.linear_fp8 import linear_fp8_torch
+from mdinfer.kernels.quantise import FEW_ROWS, quantise_rows_torch
 from tests.kernels.compare import randn, rms_ratio, store_error, to_array
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
