@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from typing import Any
 from unittest import mock
 
 import torch
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     chip = next(chip for chip in CHIPS if chip.capability == options.chip)
     found = {precision: counted(chip, precision) for precision in PRECISIONS}
     names = sorted({*VARIANTS, *FP8_LINEARS, *(name for counts in found.values() for name in counts)})
-    rows, faults = [], 0
+    rows: list[list[Any]] = []
+    faults = 0
     for name in names:
         expected = {precision: _expected(name, precision)[0] for precision in PRECISIONS}
         counts = {precision: found[precision].get(name, 0) for precision in PRECISIONS}

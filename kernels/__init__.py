@@ -20,8 +20,8 @@ from mdinfer.kernels.linear_fp8 import fits_fp8, linear_fp8
 from mdinfer.kernels.moe import ExpertWeights, Routing, moe_experts, moe_route
 from mdinfer.kernels.norm import add_layer_norm, layer_norm, layer_norm_rows
 from mdinfer.kernels.pages import copy_pages
-from mdinfer.kernels.quantise import Float8Rows
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
+from mdinfer.kernels.quantise import Float8Rows
 from mdinfer.kernels.region import RegionHeads, decode_coordinate, decode_size, region_values
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, joined_map

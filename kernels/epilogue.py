@@ -3,7 +3,7 @@
 bias_gelu:        y = gelu_tanh(x + b)                 linear_gelu:      the same of x W^T
 bias_residual:    y = x + b + r                        linear_residual:  the same of x W^T
 
-linear_gelu_rows: as linear_gelu, for a product with e4m3 weights to take: many rows are rounded to e4m3, not to x's dtype
+linear_gelu_rows: the same of e4m3 weights for another such product, for which many rows are rounded to e4m3
 
 Sums and GELU are made in float32 and rounded once. r has x's shape or lacks leading dimensions of it, over which its
 rows repeat. On CUDA the product, without its bias, is the vendor library's and is overwritten by the epilogue.

@@ -127,7 +127,9 @@ def _builder(
     dtype = _dtype(config, options, device)
 
     def build(on: torch.device | str) -> Moondream:
-        with explained_shortage("the weights", device, "choose a smaller dtype=, experts= or linears=, or another device="):
+        with explained_shortage(
+            "the weights", device, "choose a smaller dtype=, experts= or linears=, or another device="
+        ):
             return Moondream(
                 config,
                 dtype=dtype,
@@ -191,9 +193,7 @@ def _least_cache(config: ModelConfig, options: EngineConfig, dtype: torch.dtype)
 
 
 def _weight_bytes(config: ModelConfig, dtype: torch.dtype, experts: torch.dtype, linears: torch.dtype) -> int:
-    skeleton = Moondream(
-        config, dtype=dtype, expert_dtype=experts, linear_dtype=linears, device="meta", max_context=1
-    )
+    skeleton = Moondream(config, dtype=dtype, expert_dtype=experts, linear_dtype=linears, device="meta", max_context=1)
     return sum(tensor.nbytes for tensor in skeleton.weights().values())
 
 

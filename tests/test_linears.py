@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.demo.exam import facts
 from benchmarks.demo.pictures import draw_scene, paint
@@ -16,10 +14,10 @@ from mdinfer import ConfigError, Engine, loading
 from mdinfer.checkpoint import find_checkpoint
 from mdinfer.kernels._triton import moe_configs
 from mdinfer.kernels.quantise import quantise_rows
-from mdinfer.model import layers
-from mdinfer.model.layers import Linear
+from mdinfer.model.layers import Linear, Mlp
 from mdinfer.model.moondream import Moondream
 from tests.golden_data import CHECKPOINTS, checkpoint, load_engine
+from tests.kernels.compare import randn, rms_ratio, to_array
 from tests.model.test_text import Pass
 from tests.test_golden_triton import on_kernels
 
@@ -80,31 +78,32 @@ def test_logits_of_few_rows_are_those_of_the_weights_multiplied_out(name: str) -
     assert (found - expected).square().mean().sqrt() / expected.square().mean().sqrt() < 1e-5
 
 
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    q, scale = quantise_rows(x)
+    return q.float() * scale[:, None]
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_logits_of_many_rows_are_those_of_rounded_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the weights multiplied out, which take rows that were rounded and multiplied out as well.
-
-    Sums in another order move values by some 2^-22; at most 1e-4 of them (see `assert_rounded_alike`) are rounded to a
-    neighbour by that, 2^-3 away: 1.3e-3 of a product, and sqrt(2 L) times that of L layers of two branches.
+def test_many_rows_are_rounded_on_their_way_into_each_product(name: str) -> None:
+    """Layer by layer against the weights multiplied out: one product differs by the order of sums, 2^-22. In a second
+    one behind it, at most 1e-4 of the rows' values (see `assert_rounded_alike`) are rounded to a neighbour by that,
+    2^-3 away: 1.3e-3 of the product.
     """
-    found, reference = first_logits(loaded(name, FP8), 40), multiplied_out(name)
-    kept = loaded(name, FP8).weights()
-    rounded = {value.data_ptr() for key, value in reference.weights().items() if kept[key].dtype == FP8}
-
-    def rounding(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def run(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
-            if weight.data_ptr() in rounded:
-                q, scale = quantise_rows(x)
-                x = q.float() * scale[:, None]
-            return product(x, weight, *rest)
-
-        return run
-
-    for product in ("linear", "linear_gelu"):
-        monkeypatch.setattr(layers, product, rounding(getattr(layers, product)))
-    expected = first_logits(reference, 40)
-    error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-    assert error < 1.3e-3 * (2 * reference.config.text.n_layers) ** 0.5
+    found, plain = loaded(name, FP8), multiplied_out(name)
+    D, C = found.config.text.dim, found.config.vision.enc_dim
+    pairs = [(a, b, D) for a, b in zip(found.text.blocks, plain.text.blocks, strict=True)]
+    pairs += [(a, b, C) for a, b in zip(found.vision.blocks, plain.vision.blocks, strict=True)]
+    for block, reference, width in pairs:
+        h = randn(40, width)
+        for part in ("qkv", "proj"):
+            linear = getattr(reference.attn, part)
+            want = linear(rounded(h))
+            assert rms_ratio(getattr(block.attn, part)(h), to_array(want)) < 1e-5
+        if isinstance(block.mlp, Mlp) and isinstance(reference.mlp, Mlp):
+            inner = F.gelu(reference.mlp.fc1(rounded(h)), approximate="tanh")
+            want = reference.mlp.fc2(rounded(inner))
+            assert rms_ratio(block.mlp(h), to_array(want)) < 1.3e-3
+            assert rms_ratio(block.mlp(h, h), to_array(want + h)) < 1.3e-3
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -165,7 +164,7 @@ def test_the_kernels_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_gpu_without_fp8_products_is_an_error_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "resolve_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(loading, "_capability", lambda device: (8, 6))
-    with pytest.raises(ConfigError, match='^linears is "fp8", but the GPU.s compute capability is 8.6'):
+    with pytest.raises(ConfigError, match=r'^linears is "fp8", but the GPU.s compute capability is 8\.6'):
         load_engine("tiny-a", device="cuda", dtype="bfloat16", linears="fp8")
 
 

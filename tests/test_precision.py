@@ -149,13 +149,15 @@ def test_a_cpu_computes_unquantised() -> None:
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (7, 5)], ids=str)
 def test_a_chip_without_fp8_products_is_told(capability: tuple[int, int]) -> None:
     major, minor = capability
-    with pytest.raises(ConfigError, match=rf'^linears is "fp8", but .* {major}\.{minor}, .* need 8\.9: .*"bf16" or "auto"'):
+    with pytest.raises(
+        ConfigError, match=rf'^linears is "fp8", but .* {major}\.{minor}, .* need 8\.9: .*"bf16" or "auto"'
+    ):
         kept_of(80, "bf16", capability=capability, linears="fp8")
     assert kept_of(80, "bf16", capability=(8, 9), linears="fp8").linears == "fp8"
 
 
 def test_linears_in_fp8_go_with_bfloat16_on_a_gpu() -> None:
-    with pytest.raises(ConfigError, match='^linears is "fp8", but the dtype is float32'):
+    with pytest.raises(ConfigError, match=r'^linears is "fp8", but the dtype is float32'):
         kept_of(80, "bf16", linears="fp8", dtype="float32")
     assert kept_of(9, "bf16", dtype="float32").linears == "bf16"
     assert kept_of(80, "bf16", CPU, linears="fp8", dtype="float32").linears == "fp8"

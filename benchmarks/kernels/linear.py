@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels.case import Call, Case, Inputs, randn
 from mdinfer.kernels import epilogue
 from mdinfer.kernels import norm as norm_contract
-from mdinfer.kernels._triton import epilogue as compiled_epilogue
-from mdinfer.kernels._triton import linear_fp8 as compiled_linear
+from mdinfer.kernels._triton import linear_fp8 as compiled
 from mdinfer.kernels._triton import norm, quantise
 from mdinfer.kernels.linear_fp8 import linear_fp8_torch, scaled_product
-from mdinfer.kernels.quantise import FEW_ROWS
+from mdinfer.kernels.quantise import FEW_ROWS, quantise_rows_torch
 
 _DECODER = ((2048, 6144), (2048, 2048), (2048, 8192), (8192, 2048))  # inputs, outputs
 _TOWER = ((1152, 3456), (1152, 1152), (1152, 4304), (4304, 1152))
@@ -39,22 +40,25 @@ def _product(rows: int, inputs: int, outputs: int) -> Case:
         weight = randn(outputs, inputs, device=device, dtype=torch.float8_e4m3fn)
         scale = torch.full((outputs,), inputs**-0.5, device=device)
         rival = torch.empty(outputs, inputs, device=device, dtype=torch.bfloat16).copy_(weight)
-        return randn(rows, inputs, device=device), weight, scale, randn(outputs, device=device), rival
+        x, bias = randn(rows, inputs, device=device), randn(outputs, device=device)
+        return x, weight, scale, bias, rival, quantise_rows_torch(x)
 
-    def by_the_library(
-        x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, rival: torch.Tensor
-    ) -> torch.Tensor:
-        return scaled_product(*quantise.quantise_rows(x), weight, scale, bias, x.dtype)
+    def run(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *_: Any) -> torch.Tensor:
+        if few:
+            return compiled.few_rows(x, weight, scale, bias)
+        q, q_scale = quantise.quantise_rows(x)
+        return scaled_product(q, q_scale, weight, scale, bias, x.dtype)
 
-    rivals: dict[str, Call] = {"torch.linear in bf16": lambda x, w, s, b, rival: F.linear(x, rival, b)}
-    if few:
-        rivals["rounded rows, torch._scaled_mm"] = by_the_library
+    rivals: dict[str, Call] = {
+        "torch.linear in bf16": lambda x, w, s, b, rival, _: F.linear(x, rival, b),
+        "torch._scaled_mm (of rows in e4m3)": lambda x, w, s, b, _, q: scaled_product(*q, w, s, b, x.dtype),
+    }
     return Case(
         op="linear_fp8",
         shape=f"{rows}x{inputs}x{outputs}-bf16",
         inputs=make,
-        run=(lambda x, w, s, b, _: compiled_linear.few_rows(x, w, s, b)) if few else by_the_library,
-        twin=lambda x, w, s, b, _: linear_fp8_torch(x.float(), w, s, b.float()),
+        run=run,
+        twin=lambda x, w, s, b, *_: linear_fp8_torch(x.float(), w, s, b.float()),
         bound=4e-3 if few else 1.2e-2,
         why=_WHY_FEW if few else _WHY_MANY,
         rivals=rivals,
@@ -77,7 +81,6 @@ def _layer_norm_rows(rows: int) -> Case:
         inputs=inputs,
         run=lambda x, w, b: norm.layer_norm_rows(x, w, b, 1e-5),
         twin=norm_contract.layer_norm_rows_torch,
-        apart=lambda x, w, b: quantise.quantise_rows(norm.layer_norm(x, w, b, 1e-5)),
     )
 
 
@@ -92,11 +95,10 @@ def _bias_gelu_rows(rows: int, width: int) -> Case:
         inputs=inputs,
         run=quantise.bias_gelu_rows,
         twin=epilogue.bias_gelu_rows_torch,
-        apart=lambda x, b: quantise.quantise_rows(compiled_epilogue.bias_gelu(x, b, False)),
     )
 
 
-def _rounding(*, op: str, rows: int, width: int, inputs: Call, run: Call, twin: Call, apart: Call) -> Case:
+def _rounding(*, op: str, rows: int, width: int, inputs: Call, run: Call, twin: Call) -> Case:
     def values(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         q, scale = result
         return q.float() * scale[:, None], scale
@@ -109,7 +111,7 @@ def _rounding(*, op: str, rows: int, width: int, inputs: Call, run: Call, twin: 
         twin=lambda *tensors: values(twin(*tensors)),
         bound=6e-3,
         why=_WHY_ROWS,
-        rivals={"in two passes": apart},
+        rivals={"eager": twin},
         bytes=3 * rows * width,
         bar=("bytes", 0.7) if rows * width > 1 << 22 else None,
     )

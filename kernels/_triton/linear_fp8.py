@@ -55,9 +55,7 @@ def few_rows_kernel(
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask=(t < T)[None, :] & (n < N)[:, None])
 
 
-def few_rows(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def few_rows(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(T, N) of x (T, K); any number of rows is right, weights are read again for every 16."""
     assert_dense(weight, scale, bias)
     x = x.contiguous()

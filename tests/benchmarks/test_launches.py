@@ -26,9 +26,7 @@ def counted(tmp_path: Path, *arguments: str) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize(("precision", "linears"), [("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8")])
-def test_bytes_are_the_floors(
-    precision: str, linears: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bytes_are_the_floors(precision: str, linears: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = ("--experts", precision, "--linears", linears, "--kv", precision)
     code, result = counted(tmp_path, *kept, "--batch", "1", "64")
     assert code == 0

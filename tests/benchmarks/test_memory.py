@@ -38,8 +38,13 @@ def held(model: torch.nn.Module) -> int:
 def test_weights_are_what_a_real_model_takes(size: str, experts: str, linears: str) -> None:
     """Up to what the allocator rounds up to: 512 bytes for each tensor."""
     config = SIZES.get(size) or ModelConfig.from_file(GOLDEN / "checkpoints" / size / "config.json")
-    types = {"expert_dtype": EXPERT_TYPES[experts], "linear_dtype": LINEAR_TYPES[linears]}
-    model = Moondream(config, dtype=torch.bfloat16, device="cpu", **types)
+    model = Moondream(
+        config,
+        dtype=torch.bfloat16,
+        expert_dtype=EXPERT_TYPES[experts],
+        linear_dtype=LINEAR_TYPES[linears],
+        device="cpu",
+    )
     counted = Need.of(config, experts, "bf16", EngineConfig(max_batch_size=2), linears=linears).weights
     tensors = sum(1 for _ in model.parameters()) + 2  # RoPE's table and the padded patches
     assert 0 <= counted - held(model) < 512 * tensors

@@ -31,7 +31,9 @@ def test_non_finite_linears(value: float, tmp_path: Path) -> None:
     weights = {name: values.clone() for name, values in WEIGHTS.items()}
     weights["text.blocks.1.attn.proj.weight"][3, 5] = value
     path, targets = WRITERS["published"](tmp_path, CONFIG, weights), empty_targets(CONFIG, linears=FP8)
-    with pytest.raises(CheckpointError, match=r"tensor model\.text\.blocks\.1\.attn\.proj\.weight holds NaN or infinity"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor model\.text\.blocks\.1\.attn\.proj\.weight holds NaN or infinity"
+    ):
         find_checkpoint(path).load_into(targets, progress=False)
 
 

@@ -9,6 +9,8 @@ itself at the most, 0.036. Weights and, of many rows, rows err independently: 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -113,12 +115,12 @@ def test_shapes_of_the_library() -> None:
 @pytest.mark.parametrize("K", [2048, FAST_TERMS + 16])
 def test_what_the_library_is_asked_for(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of K, columns of K, scales of two dimensions that lie densely, bfloat16: on meta, as on a GPU."""
-    asked = {}
+    asked: dict[str, Any] = {}
     genuine = torch._scaled_mm
 
-    def record(a: torch.Tensor, b: torch.Tensor, **rest: object) -> torch.Tensor:
+    def record(a: torch.Tensor, b: torch.Tensor, **rest: Any) -> torch.Tensor:
         asked.update(rest, a=a, b=b)
-        return genuine(a, b, **rest)  # type: ignore[arg-type]
+        return genuine(a, b, **rest)
 
     monkeypatch.setattr(torch, "_scaled_mm", record)
     meta = torch.device("meta")

@@ -58,7 +58,7 @@ def test_layer_norm_rows(shape: tuple[int, int], dtype: torch.dtype, device: tor
 def test_rows_without_variance_and_with_nan_in_e4m3(device: torch.device) -> None:
     x, weight, bias = randn(3, 40), torch.ones(40), torch.zeros(40)
     x[0], x[1, 3] = 1.0, float("nan")
-    q, scale = norm.layer_norm_rows(*(t.to(device) for t in (x, weight, bias)), EPS)
+    q, scale = norm.layer_norm_rows(x.to(device), weight.to(device), bias.to(device), EPS)
     assert scale[0] == 1 and not q[0].float().any()
     assert scale.isfinite().tolist() == [True, False, True]
 
