@@ -1,4 +1,4 @@
-"""Engines whose linears are in fp8: which weights those are, how far logits move, answers on a CPU and on the kernels."""
+"""Engines whose linears are in fp8: which weights those are, how far numbers move, answers on a CPU and on kernels."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _product(rows: int, inputs: int, outputs: int) -> Case:
 
     rivals: dict[str, Call] = {
         "torch.linear in bf16": lambda x, w, s, b, rival, _: F.linear(x, rival, b),
-        "torch._scaled_mm (of rows in e4m3)": lambda x, w, s, b, _, q: scaled_product(*q, w, s, b, x.dtype),
+        "torch._scaled_mm (of rows in e4m3)": lambda x, w, s, b, _, q: scaled_product(q[0], q[1], w, s, b, x.dtype),
     }
     return Case(
         op="linear_fp8",
