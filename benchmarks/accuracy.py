@@ -62,8 +62,8 @@ def measure(engine: Engine, cases: list[Case], *, progress: bool = False) -> tup
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = _parse(argv)
-    options = {"device": arguments.device, "dtype": arguments.dtype, "experts": arguments.experts, "progress": False}
-    with Engine.load(arguments.checkpoint, **options) as engine:
+    options = {name: getattr(arguments, name) for name in ("device", "dtype", "experts", "linears")}
+    with Engine.load(arguments.checkpoint, progress=False, **options) as engine:
         start = time.perf_counter()
         records, mistakes = measure(
             engine, exam(arguments.seed, arguments.cases, held_out=not arguments.seen), progress=True
@@ -107,6 +107,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8", "int4"))
+    parser.add_argument("--linears", default="auto", choices=("auto", "bf16", "fp8"))
     parser.add_argument("--cases", type=int, default=200, help="of each kind of question (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=20, help="of each example at the default temperature")
     parser.add_argument("--seed", type=int, default=1)

@@ -136,7 +136,19 @@ def main(argv: list[str] | None = None) -> int:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What makes two files hard to compare."""
     places = [result.get("environment", {}) for result in (old, new)]
-    for key in ("model", "precision", "prompt", "tokens", "graphs", "ahead", "experts", "kv", "context", "caches"):
+    for key in (
+        "model",
+        "precision",
+        "prompt",
+        "tokens",
+        "graphs",
+        "ahead",
+        "experts",
+        "linears",
+        "kv",
+        "context",
+        "caches",
+    ):
         if old.get(key) != new.get(key):
             yield f"DIFFERENT {key}: {old.get(key)} and {new.get(key)}"
     for key in _SAME:

@@ -9,10 +9,12 @@ touch E (1 - (1 - A/E)^T) of them if the router spreads its choices evenly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mdinfer.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
+from mdinfer.kernels import fits_fp8
 
 Rate = Literal["bf16", "fp8"]
 
@@ -51,12 +53,16 @@ BASE = {"float32": 4, "bf16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """dtype of what is not quantised; experts, keys and values, and the vision tower's products by name."""
+    """dtype of what is not quantised; experts, keys and values by name.
+
+    linears   "fp8" where the products of attention, dense layers and the vision tower are, but for shapes that cannot
+              be; "bf16": they are in `dtype`
+    """
 
     dtype: str = "bf16"
     experts: str = "bf16"
     kv: str = "bf16"
-    vision: Rate = "bf16"
+    linears: Rate = "bf16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +132,27 @@ def kv_bytes(text: TextConfig, kv: str) -> tuple[float, float]:
 def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
     """A pass through the decoder and its head."""
     b, T, D, H, L = BASE[precision.dtype], step.rows, text.dim, text.n_heads, text.n_layers
+    F, rate = text.ff_dim, precision.linears
     moe, dense = text.moe, min(text.moe.start_layer, L)
     A, E, inner = moe.experts_per_token, moe.num_experts, moe.expert_inner_dim
     sparse = L - dense
     touched = sparse * distinct_experts(T, E, A)
     kv, kv_scales = kv_bytes(text, precision.kv)
     matrices = 4 * D * D * L
-    mlp = 2 * D * text.ff_dim * dense
+    mlp = 2 * D * F * dense
+    attention, attention_scales = _linear_bytes([(3 * D, D), (D, D)], precision)
+    layer, layer_scales = _linear_bytes([(F, D), (D, F)], precision)
     numbers, scales = _expert_bytes(text, EXPERTS[precision.experts])
     return (
         Part(name="embedding", bulk=b * T * D),
         Part(name="norms", bulk=0, rest=b * 2 * D * (L + 1)),
-        Part(name="attention products", bulk=b * matrices, rest=b * 4 * D * L, flops=2 * matrices * T),
+        Part(
+            name="attention products",
+            bulk=attention * L,
+            rest=(b * 4 * D + attention_scales) * L,
+            flops=2 * matrices * T,
+            rate=rate,
+        ),
         Part(name="temperatures", bulk=b * 6 * H * D * L, rest=4 * H * L, flops=12 * H * D * L * T),
         Part(
             name="keys and values",
@@ -145,7 +160,13 @@ def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
             rest=kv_scales * (step.cached + T),
             flops=4 * step.pairs * D * L,
         ),
-        Part(name="dense layers", bulk=b * mlp, rest=b * (text.ff_dim + D) * dense, flops=2 * mlp * T),
+        Part(
+            name="dense layers",
+            bulk=layer * dense,
+            rest=(b * (F + D) + layer_scales) * dense,
+            flops=2 * mlp * T,
+            rate=rate,
+        ),
         Part(name="router", bulk=b * D * E * sparse, rest=b * E * sparse, flops=2 * D * E * sparse * T),
         Part(
             name="experts",
@@ -161,6 +182,14 @@ def text_step(text: TextConfig, step: Step, precision: Precision) -> Cost:
             flops=2 * D * text.vocab_size * step.logits,
         ),
     )
+
+
+def _linear_bytes(shapes: Sequence[tuple[int, int]], precision: Precision) -> tuple[float, float]:
+    """Of weights (outputs, inputs): numbers, and scales where there are some."""
+    plain, fp8 = Storage(number=BASE[precision.dtype]), EXPERTS["fp8"]
+    kept = [(fp8 if precision.linears == "fp8" and fits_fp8(*shape) else plain, shape) for shape in shapes]
+    numbers = sum(each.numbers(*shape) for each, shape in kept)
+    return numbers, sum(each.scales(*shape) for each, shape in kept)
 
 
 def _expert_bytes(text: TextConfig, kept: Storage) -> tuple[float, float]:
@@ -179,25 +208,28 @@ def _expert_bytes(text: TextConfig, kept: Storage) -> tuple[float, float]:
 def vision_pass(vision: VisionConfig, crops: int, precision: Precision, pictures: int = 1) -> Cost:
     """`crops` crops of `pictures` pictures through the tower and the projection."""
     b, C, F, P = BASE[precision.dtype], vision.enc_dim, vision.enc_ff_dim, vision.positions
-    linear: float = 1 if precision.vision == "fp8" else b
-    L, rows = vision.enc_n_layers, crops * vision.positions
+    L, rows, inner, out = vision.enc_n_layers, crops * vision.positions, vision.proj_inner_dim, vision.proj_out_dim
     block, patch = 4 * C * C + 2 * C * F, vision.patch_dim * C
-    projection = (2 * C + vision.proj_out_dim) * vision.proj_inner_dim
+    projection = (2 * C + out) * inner
+    tower, tower_scales = _linear_bytes([(3 * C, C), (C, C), (F, C), (C, F)], precision)
+    projected, projected_scales = _linear_bytes([(inner, 2 * C), (out, inner)], precision)
     return (
         Part(name="pixels", bulk=crops * 3 * vision.crop_size**2),
         Part(
             name="tower products",
-            bulk=linear * (L * block + patch),
-            rest=b * (L * (9 * C + F) + C + P * C + 2 * C),
-            flops=2 * (L * block + patch) * rows,
-            rate=precision.vision,
+            bulk=L * tower,
+            rest=L * (b * (9 * C + F) + tower_scales) + b * 2 * C,
+            flops=2 * L * block * rows,
+            rate=precision.linears,
         ),
+        Part(name="patches", bulk=b * patch, rest=b * (C + P * C), flops=2 * patch * rows),
         Part(name="tower attention", bulk=0, flops=4 * crops * P * P * C * L),
         Part(
             name="projection",
-            bulk=b * projection,
-            rest=b * (vision.proj_inner_dim + vision.proj_out_dim),
+            bulk=projected,
+            rest=b * (inner + out) + projected_scales,
             flops=2 * projection * P * pictures,
+            rate=precision.linears,
         ),
     )
 
@@ -208,14 +240,14 @@ def unfused_vision_bytes(vision: VisionConfig, crops: int) -> float:
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:
-    """All weights as the engine holds them, scales included, but for the products of the vision tower in fp8."""
+    """All weights as the engine holds them, scales included."""
     b, text = BASE[precision.dtype], config.text
     sparse = text.n_layers - min(text.moe.start_layer, text.n_layers)
     of_experts = sparse * text.moe.num_experts * sum(_expert_bytes(text, EXPERTS[precision.experts]))
     step = text_step(text, decoding(1, 0), precision)
     held = sum(part.bytes for part in step if part.name not in ("embedding", "experts", "keys and values"))
     table = b * text.vocab_size * text.dim
-    tower = vision_pass(config.vision, 1, replace(precision, vision="bf16"))
+    tower = vision_pass(config.vision, 1, precision)
     seen = sum(part.bytes for part in tower if part.name != "pixels")
     return round(of_experts + held + table + seen + _region_bytes(config.region, b))
 

@@ -210,8 +210,8 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Argumen
             f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what}; on a GPU so unless denied"
         )
     options = parser.parse_args(argv)
-    if options.plain and options.experts not in ("auto", "bf16"):
-        parser.error("--plain has no quantised experts")
+    if options.plain and not {options.experts, options.linears} <= {"auto", "bf16"}:
+        parser.error("--plain has no quantised weights")
     return options, parser
 
 

@@ -10,6 +10,7 @@
 #   counts        floors and memory by arithmetic, starts and bytes of a step by count; what the CPU does for the GPU
 #   full          decoding with random weights of the full size, with experts and cache in bfloat16, and in fp8
 #   parts         vision by crop count, prefill by length, of the same
+#   linears       vision, prefill and decoding with linears in fp8, too
 #   throughput    requests/s on a load shaped like ChartQA's, with experts and cache in fp8
 #
 # Results go to --out, else to $OUT, else to benchmarks/results, as gpu-*.json and gpu.log; a summary is printed last.
@@ -25,12 +26,12 @@ while (($#)); do
     --dry-run) dry=1 ;;
     --wheels) wheels=$2 && shift ;;
     --out) out=$2 && shift ;;
-    environment | correctness | kernels | golden | counts | full | parts | throughput) stages+=("$1") ;;
+    environment | correctness | kernels | golden | counts | full | parts | linears | throughput) stages+=("$1") ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2 ;;
   esac
   shift
 done
-((${#stages[@]})) || stages=(environment correctness kernels golden counts full parts throughput)
+((${#stages[@]})) || stages=(environment correctness kernels golden counts full parts linears throughput)
 mkdir -p "$out" && log="$out/gpu.log" && : >"$log" || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [[ $wheels ]]; then
@@ -121,6 +122,15 @@ for stage in "${stages[@]}"; do
         run 190 python3 -m benchmarks.prefill --device $device --experts $precision --kv $precision "${model[@]}" \
           "${prefill[@]}" --json "$out/gpu-prefill-$precision.json"
       done
+      ;;
+    linears)
+      all=(--experts fp8 --linears fp8 --kv fp8)
+      run 120 python3 -m benchmarks.vision --device $device --linears fp8 "${model[@]}" "${vision[@]}" \
+        --json "$out/gpu-vision-linears.json"
+      run 170 python3 -m benchmarks.prefill --device $device "${all[@]}" "${model[@]}" "${prefill[@]}" \
+        --json "$out/gpu-prefill-linears.json"
+      run 230 python3 -m benchmarks.decode --device $device "${all[@]}" "${model[@]}" "${decode[@]}" \
+        --json "$out/gpu-full-linears.json"
       ;;
     throughput)
       run 540 python3 -m benchmarks.throughput --device $device --load charts --experts fp8 --kv fp8 \

@@ -1,7 +1,7 @@
 """What a step consists of, counted without a GPU: starts of kernels, bytes that move, and the host's own time.
 
     python -m benchmarks.launches
-    python -m benchmarks.launches --experts fp8 --kv fp8 --batch 1 64 --json out.json
+    python -m benchmarks.launches --experts fp8 --linears fp8 --kv fp8 --batch 1 64 --json out.json
 
 The full-size model goes through real steps on tensors without values, see `benchmarks/trace.py`; what each start is
 given says what it moves. Of experts a step reads the expected number, of the cache the positions that were there
@@ -27,7 +27,7 @@ from benchmarks.batch import Batch
 from benchmarks.costs import Precision, decoding, prefilling
 from benchmarks.host import host_times
 from benchmarks.movement import Moved, TracedModel
-from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES, LINEAR_TYPES
 from benchmarks.report import environment, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import Trace
@@ -35,6 +35,8 @@ from mdinfer.config import ModelConfig
 
 Record = dict[str, Any]
 
+# few_rows_kernel is a product of our own; those of experts are counted with the other kernels.
+_PRODUCTS = ("linear", "mm", "addmm", "bmm", "_scaled_mm", "few_rows_kernel")
 NEAR = 0.01  # of the floor's bytes
 _META = torch.device("meta")
 _TILING = (2, 4)  # of 850 x 600
@@ -42,8 +44,8 @@ _TILING = (2, 4)  # of 850 x 600
 
 def measure(config: ModelConfig, options: argparse.Namespace) -> list[Record]:
     """A record for each kind of step."""
-    model = TracedModel(config, options.experts)
-    precision = Precision(experts=options.experts, kv=options.kv)
+    model = TracedModel(config, options.experts, options.linears)
+    precision = Precision(experts=options.experts, linears=options.linears, kv=options.kv)
     image = config.vision.positions + 1
     found = [_decode(model, n, options.context, precision) for n in options.batch]
     found.append(_prefill(model, image + 45, 0, precision))
@@ -106,7 +108,8 @@ def _kept(downloads: list[torch.Tensor]) -> Iterator[None]:
 
 def _record(name: str, model: TracedModel, trace: Trace, moved: Moved, cost: costs.Cost, downloads: int) -> Record:
     kinds = Counter(start.kind for start in trace.starts)
-    products = sum(start.name.startswith(("linear", "mm", "addmm", "bmm")) for start in trace.starts)
+    products = sum(start.name.startswith(_PRODUCTS) for start in trace.starts)
+    of_torch = sum(start.name.startswith(_PRODUCTS) for start in trace.starts if start.kind == "torch")
     sparse = model.model.config.text.moe.start_layer
     layers = [model.layer(0)]
     if not name.startswith("vision") and 0 < sparse < model.model.config.text.n_layers - 1:
@@ -114,9 +117,9 @@ def _record(name: str, model: TracedModel, trace: Trace, moved: Moved, cost: cos
     floor = sum(part.bytes for part in cost)
     return {
         "name": name,
-        "kernels": kinds["kernel"],
+        "kernels": kinds["kernel"] - (products - of_torch),
         "products": products,
-        "other": kinds["torch"] - products,
+        "other": kinds["torch"] - of_torch,
         "starts": kinds["kernel"] + kinds["torch"],
         "layers": layers,
         "copies": [kinds["upload"], downloads],
@@ -163,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             "benchmark": "launches",
             "environment": environment(torch.device("cpu")),
             "experts": options.experts,
+            "linears": options.linears,
             "kv": options.kv,
             "context": options.context,
             "results": records,
@@ -178,6 +182,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_config_options(parser)
     parser.add_argument("--experts", choices=EXPERT_TYPES, default="bf16")
+    parser.add_argument("--linears", choices=LINEAR_TYPES, default="bf16")
     parser.add_argument("--kv", choices=KV_TYPES, default="bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--context", type=int, default=800, help="positions before a decoding step")

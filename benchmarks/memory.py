@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 
 from benchmarks.costs import Precision, weight_bytes
-from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES, LINEAR_TYPES
 from benchmarks.report import markdown, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import allocating
@@ -49,9 +49,15 @@ class Need:
     page: int
 
     @classmethod
-    def of(cls, config: ModelConfig, experts: str, kv: str, options: EngineConfig) -> Need:
+    def of(cls, config: ModelConfig, experts: str, kv: str, options: EngineConfig, *, linears: str = "bf16") -> Need:
         with allocating() as loaded:
-            model = Moondream(config, dtype=torch.bfloat16, expert_dtype=EXPERT_TYPES.get(experts), device=_META)
+            model = Moondream(
+                config,
+                dtype=torch.bfloat16,
+                expert_dtype=EXPERT_TYPES.get(experts),
+                linear_dtype=LINEAR_TYPES[linears],
+                device=_META,
+            )
         weights = loaded()
         if experts not in EXPERT_TYPES:
             weights += weight_bytes(config, Precision(experts=experts)) - weight_bytes(config, Precision())
@@ -91,7 +97,7 @@ def requests(config: ModelConfig, need: Need, kv: str, options: EngineConfig, ca
 def measure(config: ModelConfig, options: argparse.Namespace) -> dict[str, Any]:
     choices = {"": EngineConfig(), "*": EngineConfig(**SPARING)}
     needs = {
-        (experts, kv, mark): Need.of(config, experts, kv, chosen)
+        (experts, kv, mark): Need.of(config, experts, kv, chosen, linears=options.linears)
         for experts, kv in itertools.product(options.experts, KV_TYPES)
         for mark, chosen in choices.items()
     }
@@ -110,6 +116,7 @@ def measure(config: ModelConfig, options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "memory",
         "tokens": options.tokens,
         "reserved_gib": options.reserved,
+        "linears": options.linears,
         "needs": {
             f"{experts} / {kv}{' sparing' * bool(mark)}": asdict(need) for (experts, kv, mark), need in needs.items()
         },
@@ -153,6 +160,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_config_options(parser)
     parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
+    parser.add_argument("--linears", choices=LINEAR_TYPES, default="bf16")
     parser.add_argument("--card", type=float, nargs="+", default=CARDS, metavar="GIB", help="memory of cards")
     parser.add_argument("--reserved", type=float, default=0.75, metavar="GIB", help="that are not for the engine")
     parser.add_argument("--tokens", type=int, default=800, help="positions of a request, prompt and answer")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.costs import distinct_experts
-from benchmarks.precisions import EXPERT_TYPES
+from benchmarks.precisions import EXPERT_TYPES, LINEAR_TYPES
 from benchmarks.trace import Start, Trace, storage_of, traced
 from mdinfer.config import ModelConfig
 from mdinfer.model.batch import KVCache
@@ -31,9 +31,13 @@ class Moved:
 class TracedModel:
     """`marks` says how many starts there had been by the time each block of the decoder, or of the tower, began."""
 
-    def __init__(self, config: ModelConfig, experts: str) -> None:
+    def __init__(self, config: ModelConfig, experts: str, linears: str) -> None:
         self.model = Moondream(
-            config, dtype=torch.bfloat16, expert_dtype=EXPERT_TYPES[experts], device=torch.device("meta")
+            config,
+            dtype=torch.bfloat16,
+            expert_dtype=EXPERT_TYPES[experts],
+            linear_dtype=LINEAR_TYPES[linears],
+            device=torch.device("meta"),
         )
         self._experts = {
             storage_of(tensor)

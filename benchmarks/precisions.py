@@ -7,4 +7,5 @@ import torch
 from mdinfer.kernels.int4 import INT4
 
 EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int4": INT4}
+LINEAR_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -23,6 +23,7 @@ from benchmarks.costs import (
     KV,
     Cost,
     Precision,
+    Rate,
     bare,
     decoding,
     distinct_experts,
@@ -46,7 +47,16 @@ PICTURES = ((378, 378), (850, 600), (420, 500), (1112, 862))
 QUESTIONS_PER_PICTURE = 2500 / 1509  # of ChartQA's test set
 QUESTION = 45  # tokens of a question with its template
 ANSWERS = (3, 30)
-_PRECISIONS = (("bf16", "bf16"), ("bf16", "fp8"), ("fp8", "bf16"), ("fp8", "fp8"), ("int4", "bf16"), ("int4", "fp8"))
+# Of experts, linears and cache.
+_PRECISIONS: tuple[tuple[str, Rate, str], ...] = (
+    *(("bf16", "bf16", kv) for kv in ("bf16", "fp8")),
+    *(("fp8", "bf16", kv) for kv in ("bf16", "fp8")),
+    ("fp8", "fp8", "fp8"),
+    *(("int4", "bf16", kv) for kv in ("bf16", "fp8")),
+    ("int4", "fp8", "fp8"),
+)
+_RATES: tuple[Rate, ...] = ("bf16", "fp8")
+_FP8 = Precision(experts="fp8", linears="fp8", kv="fp8")
 
 
 class Floors:
@@ -82,20 +92,20 @@ class Floors:
 
 
 def decode_rows(floors: Floors, options: argparse.Namespace) -> Iterator[Result]:
-    for experts, kv in _PRECISIONS:
+    for experts, linears, kv in _PRECISIONS:
         for context in options.context:
-            precision = Precision(experts=experts, kv=kv)
+            precision = Precision(experts=experts, linears=linears, kv=kv)
             ms = {batch: floors.decode(batch, context, precision) for batch in options.batch}
-            yield {"experts": experts, "kv": kv, "context": context, "ms": ms}
+            yield {"experts": experts, "linears": linears, "kv": kv, "context": context, "ms": ms}
 
 
 def prefill_rows(floors: Floors, options: argparse.Namespace) -> Iterator[Result]:
     prompt = floors.image + QUESTION
-    for experts in ("bf16", "fp8", "int4"):
-        for cached in (0, floors.image):
-            precision = Precision(experts=experts, kv="fp8")
+    for experts, linears, kv in _PRECISIONS:
+        for cached in (0, floors.image) if kv == "fp8" else ():
+            precision = Precision(experts=experts, linears=linears, kv=kv)
             ms = {n: floors.prefill(n, prompt, precision, cached=cached) for n in options.requests}
-            yield {"experts": experts, "kv": "fp8", "prompt": prompt, "cached": cached, "ms": ms}
+            yield {"experts": experts, "linears": linears, "kv": kv, "prompt": prompt, "cached": cached, "ms": ms}
 
 
 def vision_rows(floors: Floors) -> Iterator[Result]:
@@ -103,7 +113,7 @@ def vision_rows(floors: Floors) -> Iterator[Result]:
     for width, height in PICTURES:
         tiling = image_tiling(height, width, vision)
         crops = 1 + tiling[0] * tiling[1]
-        ms = {name: floors.vision(crops, Precision(vision=name)) for name in ("bf16", "fp8")}
+        ms = {name: floors.vision(crops, Precision(linears=name)) for name in _RATES}
         unfused = 1e3 * unfused_vision_bytes(vision, crops) / floors.rates.bandwidth
         yield {"picture": f"{width} x {height}", "crops": crops, "ms": ms, "unfused_ms": unfused}
 
@@ -111,15 +121,15 @@ def vision_rows(floors: Floors) -> Iterator[Result]:
 def request_rows(floors: Floors, options: argparse.Namespace) -> Iterator[Result]:
     tiling = image_tiling(600, 850, floors.config.vision)
     crops = 1 + tiling[0] * tiling[1]
-    for experts, kv in (("bf16", "bf16"), ("fp8", "fp8")):
+    for precision in (Precision(), Precision(experts="fp8", kv="fp8"), _FP8):
         for seen in (0.0, 1 - 1 / QUESTIONS_PER_PICTURE):
             for answer in ANSWERS:
                 ms = {
-                    batch: floors.request(batch, answer, Precision(experts=experts, kv=kv), seen=seen, crops=crops)
-                    for batch in options.batch
+                    batch: floors.request(batch, answer, precision, seen=seen, crops=crops) for batch in options.batch
                 }
                 per_s = {batch: 1e3 / each for batch, each in ms.items()}
-                yield {"experts": experts, "kv": kv, "seen": seen, "answer": answer, "per_s": per_s}
+                names = {"experts": precision.experts, "linears": precision.linears, "kv": precision.kv}
+                yield {**names, "seen": seen, "answer": answer, "per_s": per_s}
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -130,7 +140,10 @@ def main(argv: list[str] | None = None) -> Result:
         "benchmark": "roofline",
         "rates": asdict(rates),
         "bare": options.bare,
-        "weight_bytes": {name: weight_bytes(config, Precision(experts=name)) for name in EXPERTS if name != "float32"},
+        "weight_bytes": {
+            **{name: weight_bytes(config, Precision(experts=name)) for name in EXPERTS if name != "float32"},
+            "fp8, linears too": weight_bytes(config, _FP8),
+        },
         "kv_bytes": {name: sum(kv_bytes(config.text, name)) for name in KV if name != "float32"},
         "distinct_experts": {b: distinct_experts(b, moe.num_experts, moe.experts_per_token) for b in options.batch},
         "decode": list(decode_rows(floors, options)),
@@ -150,23 +163,32 @@ def _show(result: Result, rates: Rates, config: ModelConfig) -> None:
     touched = ", ".join(f"{rows}: {count:.1f}" for rows, count in result["distinct_experts"].items())
     print(f"experts of {config.text.moe.num_experts} that a step of so many rows touches: {touched}")
     batches = [f"B={batch}" for batch in result["distinct_experts"]]
-    rows = [[r["experts"], r["kv"], r["context"], *r["ms"].values()] for r in result["decode"]]
-    print("\ndecode, ms a step\n" + table(["experts", "cache", "context", *batches], rows))
+    rows = [[r["experts"], r["linears"], r["kv"], r["context"], *r["ms"].values()] for r in result["decode"]]
+    print("\ndecode, ms a step\n" + table(["experts", "linears", "cache", "context", *batches], rows))
     requests = [f"x{n}" for n in result["prefill"][0]["ms"]]
     last = [f"each of {requests[-1]}"]
     rows = [
-        [r["experts"], r["prompt"], r["cached"], *r["ms"].values(), list(r["ms"].values())[-1] / int(requests[-1][1:])]
+        [
+            *(r[name] for name in ("experts", "linears", "prompt", "cached")),
+            *r["ms"].values(),
+            list(r["ms"].values())[-1] / int(requests[-1][1:]),
+        ]
         for r in result["prefill"]
     ]
-    print("\nprefill, ms, cache in fp8\n" + table(["experts", "prompt", "cached", *requests, *last], rows))
+    print("\nprefill, ms, cache in fp8\n" + table(["experts", "linears", "prompt", "cached", *requests, *last], rows))
     rows = [[r["picture"], r["crops"], *r["ms"].values(), r["unfused_ms"]] for r in result["vision"]]
-    print("\nvision, ms\n" + table(["picture", "crops", "bf16", "fp8", "more if nothing is fused"], rows))
+    print("\nvision, ms, by linears\n" + table(["picture", "crops", *_RATES, "more if nothing is fused"], rows))
     rows = [
-        [r["experts"], r["kv"], f"{r['seen']:.0%}", r["answer"], *(f"{n:.1f}" for n in r["per_s"].values())]
+        [
+            *(r[name] for name in ("experts", "linears", "kv")),
+            f"{r['seen']:.0%}",
+            r["answer"],
+            *(f"{n:.1f}" for n in r["per_s"].values()),
+        ]
         for r in result["requests"]
     ]
-    print("\nrequests/s at most: 850 x 600, 45 tokens of question, vision in bf16; `seen` pictures are cached")
-    print(table(["experts", "cache", "seen", "tokens", *batches], rows))
+    print("\nrequests/s at most: 850 x 600, 45 tokens of question; `seen` pictures are cached")
+    print(table(["experts", "linears", "cache", "seen", "tokens", *batches], rows))
 
 
 def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, Rates, ModelConfig]:

@@ -59,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, random: str | N
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--experts", default="auto", choices=get_args(get_type_hints(EngineConfig)["experts"]))
+    parser.add_argument("--linears", default="auto", choices=get_args(get_type_hints(EngineConfig)["linears"]))
     parser.add_argument("--kv", default="auto", choices=("auto", "bf16", "fp8"), help="keys and values in the cache")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
@@ -79,7 +80,13 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
     start = time.perf_counter()
     loaded = load_model(
         options.checkpoint or "random",
-        EngineConfig(device=options.device, dtype=options.dtype, experts=options.experts, progress=False),
+        EngineConfig(
+            device=options.device,
+            dtype=options.dtype,
+            experts=options.experts,
+            linears=options.linears,
+            progress=False,
+        ),
         config=None if options.checkpoint else SIZES[options.random],
     )
     model = loaded.model
@@ -107,16 +114,17 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
     return Subject(
         loaded=loaded,
         header=header,
-        precision=_precision(model, options.kv),
+        precision=_precision(loaded, options.kv),
         floors=Floors(model.config, rates) if rates else None,
     )
 
 
-def _precision(model: Moondream, kv: str) -> Precision:
-    base = _NAMES[model.dtype]
+def _precision(loaded: Loaded, kv: str) -> Precision:
+    model, base = loaded.model, _NAMES[loaded.model.dtype]
     kinds = {t.dtype for layer in _routers(model) for n, t in layer.named_parameters() if n.endswith(".weight")}
     experts = next((_NAMES.get(kind, "int4") for kind in kinds if kind != model.dtype), base)
-    return Precision(dtype=base, experts=experts, kv=base if kv == "auto" else kv)
+    linears = loaded.choice.linears
+    return Precision(dtype=base, experts=experts, linears=linears, kv=base if kv == "auto" else kv)
 
 
 def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:

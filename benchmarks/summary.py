@@ -91,7 +91,7 @@ def _throughput(result: Result) -> Iterator[str]:
 
 
 def _launches(result: Result) -> Iterator[str]:
-    yield f"experts {result['experts']}, cache {result['kv']}"
+    yield f"experts {result['experts']}, linears {result.get('linears', 'bf16')}, cache {result['kv']}"
     for record in result["results"]:
         starts = f"{record['name']}: {record['starts']} starts, {'/'.join(map(str, record['layers']))} a layer"
         yield f"{starts}, bytes {record['of_floor']:.3f} of the floor's"
@@ -104,7 +104,8 @@ def _roofline(result: Result) -> Iterator[str]:
     context = result["decode"][0]["context"]
     for record in (record for record in result["decode"] if record["context"] == context):
         floors = ", ".join(f"{ms:.2f}" for ms in record["ms"].values())
-        yield f"decode {record['experts']}/{record['kv']} after {context}: {floors} ms"
+        kept = "/".join((record["experts"], record.get("linears", "bf16"), record["kv"]))
+        yield f"decode {kept} after {context}: {floors} ms"
 
 
 def _memory(result: Result) -> Iterator[str]:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from typing import Any
 from unittest import mock
 
 import torch
@@ -58,10 +59,19 @@ VARIANTS = {
     "tau_product_kernel": (2, "few rows and many"),
     "values_kernel": (2, "few rows and many"),
 }
-PRECISIONS = {  # of experts and of the cache
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "fp8": (torch.float8_e4m3fn, torch.float8_e4m3fn),
-    "int4": (INT4, torch.float8_e4m3fn),
+FP8_LINEARS = {  # with linears in fp8, these instead
+    "bias_gelu_kernel": (2, "fewer rows than 16, and 16"),
+    "bias_gelu_rows_kernel": (2, "vision's width and the decoder's"),
+    "few_rows_kernel": (4, "shapes of the decoder's linears"),
+    "layer_norm_rows_kernel": (1, ""),
+    "quantise_rows_kernel": (3, "the decoder's widths, vision's, twice vision's"),
+}
+_FP8 = torch.float8_e4m3fn
+PRECISIONS = {  # of experts, linears and the cache
+    "bf16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "fp8": (_FP8, torch.bfloat16, _FP8),
+    "all fp8": (_FP8, _FP8, _FP8),
+    "int4": (INT4, torch.bfloat16, _FP8),
 }
 
 _META = torch.device("meta")
@@ -85,26 +95,33 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("nothing is compiled while TRITON_INTERPRET=1 is set")
     chip = next(chip for chip in CHIPS if chip.capability == options.chip)
     found = {precision: counted(chip, precision) for precision in PRECISIONS}
-    names = sorted({*VARIANTS, *(name for counts in found.values() for name in counts)})
-    rows, faults = [], 0
+    names = sorted({*VARIANTS, *FP8_LINEARS, *(name for counts in found.values() for name in counts)})
+    rows: list[list[Any]] = []
+    faults = 0
     for name in names:
-        expected, what = VARIANTS.get(name, (0, "not in the table"))
-        counts = [counts.get(name, 0) for counts in found.values()]
-        faults += any(count != expected for count in counts)
-        rows.append([name, expected, *counts, what])
+        expected = {precision: _expected(name, precision)[0] for precision in PRECISIONS}
+        counts = {precision: found[precision].get(name, 0) for precision in PRECISIONS}
+        faults += counts != expected
+        whats = dict.fromkeys(_expected(name, precision)[1] for precision in PRECISIONS)
+        rows.append([name, max(expected.values()), *counts.values(), "; ".join(filter(None, whats))])
     print(table(["kernel", "variants", *(f"found, {p}" for p in PRECISIONS), "what differs"], rows))
-    print(f"{sum(expected for expected, _ in VARIANTS.values())} variants of {len(names)} kernels, {faults} faults")
+    print(f"{sum(row[1] for row in rows)} variants of {len(names)} kernels, {faults} faults")
     return 1 if faults else 0
 
 
+def _expected(name: str, precision: str) -> tuple[int, str]:
+    of_linears = FP8_LINEARS if PRECISIONS[precision][1] == _FP8 else {}
+    return of_linears.get(name) or VARIANTS.get(name, (0, "" if name in FP8_LINEARS else "not in the table"))
+
+
 def counted(chip: Chip, precision: str) -> dict[str, int]:
-    """Variants by kernel, of a model with experts and cache in this precision."""
+    """Variants by kernel, of a model in this precision."""
     with _on(chip) as launches:
         config = ModelConfig.from_dict(
             {"text": {"n_layers": 2, "moe": {"start_layer": 1}}, "vision": {"enc_n_layers": 1}}
         )
-        experts, kept = PRECISIONS[precision]
-        model = Moondream(config, dtype=torch.bfloat16, expert_dtype=experts, device=_META)
+        experts, linears, kept = PRECISIONS[precision]
+        model = Moondream(config, dtype=torch.bfloat16, expert_dtype=experts, linear_dtype=linears, device=_META)
         cache = KVCache.allocate(config.text, pages=256, page_size=_PAGE, dtype=kept, device=_META)
         for i, queries in enumerate(_STEPS):
             _choose(model, _forward(model, cache, queries, width=1 + 9 * i % 128, at=i), at=i)

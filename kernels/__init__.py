@@ -14,12 +14,14 @@ Shape letters, used in names such as `x_TD`:
 from mdinfer.kernels.attention import AttentionBatch, paged_attention
 from mdinfer.kernels.cache import LayerCache
 from mdinfer.kernels.embedding import TokenKind, ValueEncoder, encode_values, fourier_features, input_embeddings
-from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_residual
+from mdinfer.kernels.epilogue import bias_gelu, bias_residual, linear_gelu, linear_gelu_rows, linear_residual
 from mdinfer.kernels.linear import linear
+from mdinfer.kernels.linear_fp8 import fits_fp8, linear_fp8
 from mdinfer.kernels.moe import ExpertWeights, Routing, moe_experts, moe_route
-from mdinfer.kernels.norm import add_layer_norm, layer_norm
+from mdinfer.kernels.norm import add_layer_norm, layer_norm, layer_norm_rows
 from mdinfer.kernels.pages import copy_pages
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
+from mdinfer.kernels.quantise import Float8Rows
 from mdinfer.kernels.region import RegionHeads, decode_coordinate, decode_size, region_values
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, joined_map
@@ -29,6 +31,7 @@ __all__ = [
     "DecodeTable",
     "Draws",
     "ExpertWeights",
+    "Float8Rows",
     "LayerCache",
     "RegionHeads",
     "Routing",
@@ -45,12 +48,16 @@ __all__ = [
     "decode_coordinate",
     "decode_size",
     "encode_values",
+    "fits_fp8",
     "fourier_features",
     "input_embeddings",
     "joined_map",
     "layer_norm",
+    "layer_norm_rows",
     "linear",
+    "linear_fp8",
     "linear_gelu",
+    "linear_gelu_rows",
     "linear_residual",
     "moe_experts",
     "moe_route",

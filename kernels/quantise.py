@@ -1,9 +1,14 @@
 """e4m3 values with one scale a row, for products of two fp8 operands.
 
 scale = largest |x| of the row / 448;  q = x / scale, rounded to the nearest e4m3 value, ties to even
+
+What makes rows for a product may round them as it writes them: `layer_norm_rows`, `linear_gelu_rows`. They give
+`Float8Rows`, of values that were never rounded to the model's dtype.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +16,20 @@ from mdinfer.kernels import dispatch
 
 LARGEST = 448.0
 SMALLEST = torch.finfo(torch.float32).tiny
+
+# Up to so many rows, a product with e4m3 weights takes them as they are: one tile of the matrix unit. The rows at
+# which rounding them pays are not measured.
+FEW_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Float8Rows:
+    """What stands for activations (..., K) of `dtype`: values q (R, K) in e4m3, scales (R,); `shape` is theirs."""
+
+    q: torch.Tensor
+    scale: torch.Tensor
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

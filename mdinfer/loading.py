@@ -11,11 +11,21 @@ import torch
 from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
+from mdinfer.kernels.linear_fp8 import CAPABILITY
 from mdinfer.memory import available_bytes, explained_shortage
 from mdinfer.model.batch import KVCache
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig, parse_size
-from mdinfer.precision import SMALLER, Choice, Experts, chosen_experts, described, expert_dtype
+from mdinfer.precision import (
+    Choice,
+    Experts,
+    Linears,
+    candidates,
+    chosen,
+    described,
+    expert_dtype,
+    linear_dtype,
+)
 from mdinfer.tokenizer import Tokenizer, find_tokenizer
 
 DEMO = "demo"
@@ -33,7 +43,7 @@ _BESIDE = 2 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """notice: a sentence the user must see, or ""; choice: of the experts' precision."""
+    """notice: a sentence the user must see, or ""; choice: of the precision of experts and linears."""
 
     name: str
     model: Moondream
@@ -60,7 +70,7 @@ def load_model(
     is_demo = name == DEMO
     checkpoint = find_checkpoint(DEMO_DIRECTORY if is_demo else name, progress=options.progress)
     config = checkpoint.config
-    choice = _experts(config, "fp8" if checkpoint.precision == "fp8" else "bf16", options, device)
+    choice = _kept(config, "fp8" if checkpoint.precision == "fp8" else "bf16", options, device)
     build = _builder(config, choice, options, device)
     checkpoint.check(build("meta").weights())  # sizes that disagree must not be allocated first
     words = find_tokenizer(
@@ -82,7 +92,7 @@ def _made_up(
     name: str, options: EngineConfig, device: torch.device, tokenizer: Path | None, config: ModelConfig
 ) -> Loaded:
     """Random weights, which speak through the demo's tokenizer unless given another."""
-    choice = _experts(config, "bf16", options, device)
+    choice = _kept(config, "bf16", options, device)
     model = _builder(config, choice, options, device)(device)
     random_weights(model.weights(), seed=0)
     return Loaded(
@@ -117,11 +127,14 @@ def _builder(
     dtype = _dtype(config, options, device)
 
     def build(on: torch.device | str) -> Moondream:
-        with explained_shortage("the weights", device, "choose a smaller dtype= or experts=, or another device="):
+        with explained_shortage(
+            "the weights", device, "choose a smaller dtype=, experts= or linears=, or another device="
+        ):
             return Moondream(
                 config,
                 dtype=dtype,
                 expert_dtype=expert_dtype(choice.experts, dtype),
+                linear_dtype=linear_dtype(choice.linears, dtype),
                 device=on,
                 max_context=1 if on == "meta" else options.max_context,
             )
@@ -129,16 +142,44 @@ def _builder(
     return build
 
 
-def _experts(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:
-    """What the option says, or the checkpoint's own as far as a GPU can hold it; a CPU computes unquantised."""
-    if options.experts != "auto":
-        return Choice(experts=options.experts)
-    if device.type != "cuda":
-        return Choice(experts="bf16")
+def _kept(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:
+    """What the options say; what they leave open, the checkpoint's own as far as a GPU can hold it, and on a CPU
+    unquantised. Raises ConfigError where linears are to be fp8 and the GPU or the dtype does not do that.
+    """
     dtype = _dtype(config, options, device)
+    hindrance = _fp8_hindrance(dtype, device)
+    if options.linears == "fp8" and hindrance:
+        raise ConfigError(f'linears is "fp8", but {hindrance}: choose linears="bf16" or "auto"')
+    experts: Experts | None = None if options.experts == "auto" else options.experts
+    linears: Linears | None = None if options.linears == "auto" else options.linears
+    if device.type != "cuda":
+        return Choice(experts=experts or "bf16", linears=linears or "bf16")
+    order = candidates(own, experts, linears, fp8=not hindrance)
+    if len(order) == 1:
+        return chosen(order, {order[0]: 0}, 0)
     beside = _least_cache(config, options, dtype) + _BESIDE
-    needed = {each: _weight_bytes(config, dtype, expert_dtype(each, dtype)) + beside for each in SMALLER}
-    return chosen_experts(own, needed, available_bytes(device))
+    needed = {
+        each: _weight_bytes(config, dtype, expert_dtype(each[0], dtype), linear_dtype(each[1], dtype)) + beside
+        for each in order
+    }
+    return chosen(order, needed, available_bytes(device))
+
+
+def _fp8_hindrance(dtype: torch.dtype, device: torch.device) -> str:
+    """Why linears cannot be fp8 there, or ""."""
+    if device.type != "cuda":
+        return ""
+    found = _capability(device)
+    if found < CAPABILITY:
+        needed = ".".join(map(str, CAPABILITY))
+        return f"the GPU's compute capability is {found[0]}.{found[1]}, where products of fp8 need {needed}"
+    if dtype != torch.bfloat16:
+        return f"the dtype is {str(dtype).removeprefix('torch.')}, where a GPU's products of fp8 give bfloat16"
+    return ""
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _least_cache(config: ModelConfig, options: EngineConfig, dtype: torch.dtype) -> int:
@@ -151,8 +192,8 @@ def _least_cache(config: ModelConfig, options: EngineConfig, dtype: torch.dtype)
     return page * -(-longest // options.page_size)
 
 
-def _weight_bytes(config: ModelConfig, dtype: torch.dtype, experts: torch.dtype) -> int:
-    skeleton = Moondream(config, dtype=dtype, expert_dtype=experts, device="meta", max_context=1)
+def _weight_bytes(config: ModelConfig, dtype: torch.dtype, experts: torch.dtype, linears: torch.dtype) -> int:
+    skeleton = Moondream(config, dtype=dtype, expert_dtype=experts, linear_dtype=linears, device="meta", max_context=1)
     return sum(tensor.nbytes for tensor in skeleton.weights().values())
 
 
@@ -172,7 +213,10 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def describe_precision(model: Moondream) -> str:
-    """For example "bfloat16, experts float8_e4m3fn"."""
-    base = str(model.dtype).removeprefix("torch.")
-    quantised = {described(tensor.dtype) for tensor in model.weights().values() if tensor.dtype.itemsize == 1}
-    return f"{base}, experts {quantised.pop()}" if quantised else base
+    """For example "bfloat16, experts float8_e4m3fn, linears float8_e4m3fn"."""
+    parts = [str(model.dtype).removeprefix("torch.")]
+    quantised = [tensor for tensor in model.weights().values() if tensor.dtype.itemsize == 1]
+    for name, dimensions in (("experts", 3), ("linears", 2)):
+        if kinds := {described(tensor.dtype) for tensor in quantised if tensor.ndim == dimensions}:
+            parts.append(f"{name} {kinds.pop()}")
+    return ", ".join(parts)

@@ -21,6 +21,10 @@ class EngineConfig:
     experts           "auto" (as the checkpoint has them; on a GPU whose memory cannot hold that, the first of bf16,
                       fp8 and int4 that it can), "bf16" (unquantised, in `dtype`), "fp8", "int4" (weights only, 0.53
                       bytes each: two numbers for every 128 inputs of a channel)
+    linears           the products of attention, of dense layers and of the vision tower: "bf16" (unquantised, in
+                      `dtype`), "fp8" (e4m3 weights with a scale for each output channel; of more than 16 rows at once
+                      the rows are rounded too; on a GPU of compute capability 8.9 or later, in bfloat16, or on a CPU),
+                      "auto" (bf16; fp8 on such a GPU whose memory cannot hold that with experts in fp8)
     kv_dtype          keys and values in the cache: "auto" (the model's dtype), "bf16", or "fp8" (with a scale for
                       each token and head: about half of bfloat16's memory)
     max_batch_size    sequences that run together
@@ -47,6 +51,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     experts: Literal["auto", "bf16", "fp8", "int4"] = "auto"
+    linears: Literal["auto", "bf16", "fp8"] = "auto"
     kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     max_batch_size: int = 64
     kv_memory: int | str = "auto"
@@ -70,6 +75,7 @@ class EngineConfig:
             raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", found {self.device!r}')
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8", "int4"))
+        _choice("linears", self.linears, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
         for name in ("cuda_graphs", "overlap"):
             value = getattr(self, name)

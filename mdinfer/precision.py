@@ -1,8 +1,8 @@
-"""In what a model's experts are kept: the types behind the option, the choice where it leaves that open."""
+"""In what a model's experts and linears are kept: the types behind the options, the choice where they leave it open."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from mdinfer.kernels.int4 import GROUP, INT4
 from mdinfer.memory import format_bytes
 
 Experts = Literal["bf16", "fp8", "int4"]
+Linears = Literal["bf16", "fp8"]
+Kept = tuple[Experts, Linears]
 SMALLER: tuple[Experts, ...] = ("bf16", "fp8", "int4")
 
 
@@ -20,27 +22,56 @@ class Choice:
     """why: for people, where it is not the checkpoint's own precision; else empty."""
 
     experts: Experts
+    linears: Linears = "bf16"
     why: str = ""
 
 
 def expert_dtype(experts: Experts, dtype: torch.dtype) -> torch.dtype:
-    """The type of the tensors, in a model of `dtype`."""
+    """The type of the experts' tensors, in a model of `dtype`."""
     return {"bf16": dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}[experts]
 
 
-def chosen_experts(own: Experts, needed: Mapping[Experts, int], free: int) -> Choice:
-    """The checkpoint's own precision if it fits, else the next smaller one that does, or the smallest.
+def linear_dtype(linears: Linears, dtype: torch.dtype) -> torch.dtype:
+    """The type of the weights of the linears that are quantised, in a model of `dtype`."""
+    return {"bf16": dtype, "fp8": torch.float8_e4m3fn}[linears]
 
-    needed: bytes of the weights in each precision and of what has to stand beside them.
+
+def candidates(own: Experts, experts: Experts | None, linears: Linears | None, *, fp8: bool) -> list[Kept]:
+    """What may be chosen, dearest first; None: the option leaves it open. `fp8`: whether linears may be fp8 at all.
+
+    Experts are 87% of the weights, and only their weights are rounded: they go to fp8 before linears do, which are a
+    tenth and round the rows they take, too. Linears in turn go to fp8 before experts go to int4, which errs four times
+    as much.
     """
-    order = SMALLER[SMALLER.index(own) :]
-    experts = next((each for each in order if needed[each] <= free), order[-1])
-    if experts == own:
-        return Choice(experts=own)
-    too_large = ", ".join(f"{each} {format_bytes(needed[each])}" for each in order if needed[each] > free)
-    return Choice(experts=experts, why=f"of {format_bytes(free)} free, with a least of cache, would take: {too_large}")
+    kept = SMALLER[SMALLER.index(own) :] if experts is None else (experts,)
+    open_to: tuple[Linears, ...] = ("bf16", "fp8") if fp8 else ("bf16",)
+    rates = open_to if linears is None else (linears,)
+    early = experts is None and linears is None
+    return [(e, rate) for e in kept for rate in rates if not (early and e == "bf16" and rate == "fp8")]
+
+
+def chosen(order: Sequence[Kept], needed: Mapping[Kept, int], free: int) -> Choice:
+    """The first that fits, or the last.
+
+    needed: bytes of the weights in each and of what has to stand beside them.
+    """
+    experts, linears = next((each for each in order if needed[each] <= free), order[-1])
+    if (experts, linears) == order[0]:
+        return Choice(experts=experts, linears=linears)
+    too_large = ", ".join(f"{named(each)} {format_bytes(needed[each])}" for each in order if needed[each] > free)
+    return Choice(
+        experts=experts,
+        linears=linears,
+        why=f"of {format_bytes(free)} free, with a least of cache, would take: {too_large}",
+    )
+
+
+def named(kept: Kept) -> str:
+    """For people: linears are told where they are not as they are."""
+    experts, linears = kept
+    return experts if linears == "bf16" else f"{experts} with linears {linears}"
 
 
 def described(weight: torch.dtype) -> str:
-    """Of quantised experts, by the type of their tensors."""
+    """Of quantised weights, by the type of their tensors."""
     return f"int4 in groups of {GROUP}" if weight == INT4 else str(weight).removeprefix("torch.")

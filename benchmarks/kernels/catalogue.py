@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import attention, epilogue, moe, norm, region, sample, vision
+from benchmarks.kernels import attention, epilogue, linear, moe, norm, region, sample, vision
 from benchmarks.kernels.case import Case
 
 FAMILIES = {
     "attention": attention.cases,
     "epilogue": epilogue.cases,
+    "linear": linear.cases,
     "moe": moe.cases,
     "norm": norm.cases,
     "region": region.cases,

@@ -18,7 +18,7 @@ _FEW_ROWS = 16
 
 
 @triton.jit
-def _gelu_tanh(x):
+def gelu_tanh(x):
     """x / 2 (1 + tanh u) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3): no difference of near numbers."""
     SLOPE: tl.constexpr = -2.0 * 0.7978845608028654 * 1.4426950408889634
     return x / (1.0 + tl.exp2(SLOPE * (x + 0.044715 * x * x * x)))
@@ -39,7 +39,7 @@ def bias_gelu_kernel(x_ptr, bias_ptr, out_ptr, T, D: tl.constexpr, ROWS: tl.cons
     _, columns, at, inside = _places(T, D, ROWS, COLUMNS)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(bias_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(out_ptr + at, _gelu_tanh(x).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at, gelu_tanh(x).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "R"])

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 LARGEST = 448.0
+_LARGEST = tl.constexpr(LARGEST)
+_SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -47,3 +49,13 @@ def float_to_e4m3(x, NATIVE: tl.constexpr):
         subnormal = shifted.to(tl.uint32, bitcast=True) & 0xF
         magnitude = tl.where(size < ((127 - 6) << 23), subnormal, normal)
         return (sign | magnitude).to(tl.uint8)
+
+
+@triton.jit
+def e4m3_rows(x, NATIVE: tl.constexpr):
+    """uint8 bits of float32 rows (R, K), and their scales (R,), as `mdinfer.kernels.quantise` has them."""
+    scale = tl.div_rn(tl.max(tl.abs(x), axis=1), _LARGEST)
+    scale = tl.where(scale < _SMALLEST, 1.0, scale)
+    # The maximum passes over NaN; the scale must not.
+    scale = tl.where(tl.max((x != x).to(tl.int32), axis=1) > 0, float("nan"), scale)
+    return float_to_e4m3(tl.div_rn(x, scale[:, None]), NATIVE), scale

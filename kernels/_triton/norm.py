@@ -6,7 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
+from mdinfer.kernels._triton.float8 import bits, e4m3_rows
+from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
+from mdinfer.kernels._triton.quantise import rounded_like
 
 # By the padded width: about 8 elements a thread, so that a row's loads are all in flight at once; of narrow rows
 # several share a program. Chosen by that count, not measured.
@@ -50,6 +52,19 @@ def layer_norm_kernel(
 
 
 @triton.jit(do_not_specialize=["count"])
+def layer_norm_rows_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, scale_ptr, count, eps,
+    D: tl.constexpr, NATIVE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at, inside, columns = _places(count, D, ROWS, BLOCK)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    rounded, scale = e4m3_rows(_normalise(x, columns, inside, weight_ptr, bias_ptr, eps, D), NATIVE)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tl.store(scale_ptr + rows, scale, mask=rows < count)
+    tl.store(out_ptr + at, rounded, mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
 def add_layer_norm_kernel(
     x_ptr,
     a_ptr,
@@ -81,6 +96,20 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     grid, config = _cut(x.numel() // D, D)
     launch(layer_norm_kernel, grid, x, weight, bias, out, x.numel() // D, eps, D=D, config=config)
     return out
+
+
+def layer_norm_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows x (R, D): e4m3 and scales."""
+    assert_dense(weight, bias)
+    x = x.contiguous()
+    out, scale = rounded_like(x)
+    (count, D), native = x.shape, target_of(x).native_fp8
+    grid, config = _cut(count, D)
+    args = (x, weight, bias, bits(out), scale, count, eps)
+    launch(layer_norm_rows_kernel, grid, *args, D=D, NATIVE=native, config=config)
+    return out, scale
 
 
 def add_layer_norm(

@@ -30,7 +30,7 @@ class Fill:
     """Copy `source` into `into`, a view of a parameter with the same shape, or with as many rows of int4.
 
     `scale` holds the scales of a float8 source, `scale_into` takes those of a float8 or int4 parameter; all have
-    the shape of the weight without its last dimension, int4's two more behind.
+    the shape of the weight without its last dimension, int4's two more behind. Sources are float8 where experts are.
     """
 
     source: Stored
@@ -140,7 +140,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_scale(parameter: str) -> bool:
-    return parameter.endswith((".mlp.fc1.scale", ".mlp.fc2.scale"))
+    return parameter.endswith(".scale")
 
 
 def _weight_of(parameter: str) -> str:

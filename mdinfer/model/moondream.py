@@ -13,7 +13,10 @@ from mdinfer.model.vision import VisionTower
 
 
 class Moondream(nn.Module):
-    """Parameters carry the published checkpoint's names without `model.`; Wq and Wv are one `tau.wqwv`."""
+    """Parameters carry the published checkpoint's names without `model.`; Wq and Wv are one `tau.wqwv`.
+
+    Of quantised weights, a `scale` stands beside each `weight`. `expert_dtype` and `linear_dtype` default to `dtype`.
+    """
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class Moondream(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         expert_dtype: torch.dtype | None = None,
+        linear_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         max_context: int | None = None,
     ) -> None:
@@ -32,9 +36,10 @@ class Moondream(nn.Module):
             max_context=max_context or config.text.max_context,
             dtype=dtype,
             expert_dtype=expert_dtype or dtype,
+            linear_dtype=linear_dtype or dtype,
             device=device,
         )
-        self.vision = VisionTower(config.vision, dtype=dtype, device=device)
+        self.vision = VisionTower(config.vision, dtype=dtype, linear_dtype=linear_dtype or dtype, device=device)
         self.region = Region(config.region, dtype=dtype, device=device)
 
     def weights(self) -> dict[str, torch.Tensor]:

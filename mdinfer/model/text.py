@@ -27,11 +27,13 @@ class Tau(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: TextConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, config: TextConfig, *, dtype: torch.dtype, linear_dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
-        self.qkv = Linear(config.dim, 3 * config.dim, dtype=dtype, device=device)
+        self.qkv = Linear(config.dim, 3 * config.dim, dtype=dtype, device=device, kept=linear_dtype)
         self.tau = Tau(config, dtype=dtype, device=device)
-        self.proj = Linear(config.dim, config.dim, dtype=dtype, device=device)
+        self.proj = Linear(config.dim, config.dim, dtype=dtype, device=device, kept=linear_dtype)
 
     def forward(self, h: torch.Tensor, batch: ForwardBatch, cache: LayerCache) -> torch.Tensor:
         q = qkv_epilogue(self.qkv(h), self.tau.wqwv, self.tau.alpha, batch.places, cache)
@@ -47,15 +49,16 @@ class Block(nn.Module):
         moe: bool,
         dtype: torch.dtype,
         expert_dtype: torch.dtype,
+        linear_dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
         super().__init__()
         self.ln = LayerNorm(config.dim, dtype=dtype, device=device)
-        self.attn = Attention(config, dtype=dtype, device=device)
+        self.attn = Attention(config, dtype=dtype, linear_dtype=linear_dtype, device=device)
         self.mlp: nn.Module = (
             ExpertMlp(config.dim, config.moe, dtype=dtype, expert_dtype=expert_dtype, device=device)
             if moe
-            else Mlp(config.dim, config.ff_dim, config.dim, dtype=dtype, device=device)
+            else Mlp(config.dim, config.ff_dim, config.dim, dtype=dtype, device=device, kept=linear_dtype)
         )
 
     def forward(self, h: torch.Tensor, batch: ForwardBatch, cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +67,11 @@ class Block(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """`max_context` positions of RoPE are tabled; a longer sequence is the caller's fault."""
+    """`max_context` positions of RoPE are tabled; a longer sequence is the caller's fault.
+
+    `linear_dtype` is that of the weights of attention and dense layers. The head stays in `dtype`: every choice of a
+    token goes through it undiluted, and in fp8 it would save 4% of a decoding step.
+    """
 
     def __init__(
         self,
@@ -73,12 +80,20 @@ class TextDecoder(nn.Module):
         max_context: int,
         dtype: torch.dtype,
         expert_dtype: torch.dtype,
+        linear_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.wte = empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.blocks = nn.ModuleList(
-            Block(config, moe=config.is_moe(i), dtype=dtype, expert_dtype=expert_dtype, device=device)
+            Block(
+                config,
+                moe=config.is_moe(i),
+                dtype=dtype,
+                expert_dtype=expert_dtype,
+                linear_dtype=linear_dtype,
+                device=device,
+            )
             for i in range(config.n_layers)
         )
         self.post_ln = LayerNorm(config.dim, dtype=dtype, device=device)

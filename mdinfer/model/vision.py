@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mdinfer.config import VisionConfig
-from mdinfer.kernels import crop_attention, crop_patches, joined_map, linear_residual
+from mdinfer.kernels import Float8Rows, crop_attention, crop_patches, joined_map, linear_residual
 from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
 
 _ALIGNMENT = 16  # bytes; the rows of a product's operands
@@ -33,42 +33,60 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, config: VisionConfig, *, dtype: torch.dtype, linear_dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
         self.heads = config.enc_n_heads
-        self.qkv = Linear(config.enc_dim, 3 * config.enc_dim, dtype=dtype, device=device)
-        self.proj = Linear(config.enc_dim, config.enc_dim, dtype=dtype, device=device)
+        self.qkv = Linear(config.enc_dim, 3 * config.enc_dim, dtype=dtype, device=device, kept=linear_dtype)
+        self.proj = Linear(config.enc_dim, config.enc_dim, dtype=dtype, device=device, kept=linear_dtype)
 
-    def forward(self, h: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        attended = crop_attention(self.qkv(h), self.heads)
-        return linear_residual(attended, self.proj.weight, self.proj.bias, residual)
+    def forward(self, h: torch.Tensor | Float8Rows, residual: torch.Tensor) -> torch.Tensor:
+        return self.proj.residual(crop_attention(self.qkv(h), self.heads), residual)
 
 
 class VisionBlock(nn.Module):
     """x <- x + attn(ln1(x));  x <- x + mlp(ln2(x))."""
 
-    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, config: VisionConfig, *, dtype: torch.dtype, linear_dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
-        self.ln1 = LayerNorm(config.enc_dim, dtype=dtype, device=device)
-        self.attn = VisionAttention(config, dtype=dtype, device=device)
-        self.ln2 = LayerNorm(config.enc_dim, dtype=dtype, device=device)
-        self.mlp = Mlp(config.enc_dim, config.enc_ff_dim, config.enc_dim, dtype=dtype, device=device)
+        C = config.enc_dim
+        self.ln1 = LayerNorm(C, dtype=dtype, device=device)
+        self.attn = VisionAttention(config, dtype=dtype, linear_dtype=linear_dtype, device=device)
+        self.ln2 = LayerNorm(C, dtype=dtype, device=device)
+        self.mlp = Mlp(C, config.enc_ff_dim, C, dtype=dtype, device=device, kept=linear_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.attn(self.ln1(x), x)
-        out: torch.Tensor = self.mlp(self.ln2(x), x)
+        x = self.attn(self.ln1.rows(x, self.attn.qkv), x)
+        out: torch.Tensor = self.mlp(self.ln2.rows(x, self.mlp.fc1), x)
         return out
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    """`linear_dtype` is that of the weights of all products but the patches'."""
+
+    def __init__(
+        self, config: VisionConfig, *, dtype: torch.dtype, linear_dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
         self.config = config
         self.patch_emb = PatchEmbedding(config, dtype=dtype, device=device)
         self.pos_emb = empty(1, config.positions, config.enc_dim, dtype=dtype, device=device)
-        self.blocks = nn.ModuleList(VisionBlock(config, dtype=dtype, device=device) for _ in range(config.enc_n_layers))
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, dtype=dtype, linear_dtype=linear_dtype, device=device)
+            for _ in range(config.enc_n_layers)
+        )
         self.post_ln = LayerNorm(config.enc_dim, dtype=dtype, device=device)
-        self.proj_mlp = Mlp(2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim, dtype=dtype, device=device)
+        self.proj_mlp = Mlp(
+            2 * config.enc_dim,
+            config.proj_inner_dim,
+            config.proj_out_dim,
+            dtype=dtype,
+            device=device,
+            kept=linear_dtype,
+        )
 
     def crop_features(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, positions, C) of uint8 crops (N, side, side, 3)."""

@@ -11,8 +11,8 @@ else:
     Commands = Any
 
 ENGINE = (
-    *("device", "dtype", "experts", "kv_dtype", "kv_memory", "max_batch_size", "max_context", "max_queue"),
-    *("prefill_tokens", "cpu_threads", "image_threads", "max_image_pixels"),
+    *("device", "dtype", "experts", "linears", "kv_dtype", "kv_memory", "max_batch_size", "max_context"),
+    *("max_queue", "prefill_tokens", "cpu_threads", "image_threads", "max_image_pixels"),
 )
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
@@ -23,6 +23,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")
     group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16, fp8 or int4")
+    group.add_argument("--linears", metavar="T", help="precision of dense and vision products: auto, bf16 or fp8")
     group.add_argument("--kv-memory", metavar="SIZE", help='memory of the KV cache: auto, or such as "8GiB"')
     group.add_argument("--max-batch-size", type=int, metavar="N", help="sequences that run together")
     group.add_argument("--kv-dtype", metavar="T", help="precision of the KV cache: auto, bf16 or fp8")

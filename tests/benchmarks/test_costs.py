@@ -12,6 +12,7 @@ from benchmarks.costs import (
     EXPERTS,
     KV,
     Precision,
+    Rate,
     bare,
     decoding,
     distinct_experts,
@@ -32,12 +33,37 @@ TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "experts"), [("bf16", "bf16"), ("bf16", "fp8"), ("float32", "float32")])
-def test_weights_are_counted_to_the_byte(size: str, dtype: str, experts: str) -> None:
+@pytest.mark.parametrize("linears", [None, "fp8"], ids=["linears-as-dtype", "linears-fp8"])
+def test_weights_are_counted_to_the_byte(size: str, dtype: str, experts: str, linears: Rate | None) -> None:
+    assert weight_bytes(SIZES[size], _precision(dtype, experts, linears)) == _held(SIZES[size], dtype, experts, linears)
+
+
+def test_weights_that_cannot_be_fp8_are_counted_as_they_are() -> None:
+    """Widths that are no multiples of 16: the tower keeps its dtype, the projection's second half does not."""
+    raw = {"text": {"n_layers": 2, "dim": 128, "ff_dim": 200, "n_heads": 2}, "region": {"dim": 128}}
+    vision = {"enc_dim": 72, "enc_n_heads": 1, "enc_n_layers": 2, "enc_ff_dim": 136, "proj_out_dim": 128}
+    config = ModelConfig.from_dict({**raw, "vision": {**vision, "proj_inner_dim": 80}})
+    plain, fp8 = (_held(config, "bf16", "bf16", linears) for linears in (None, "fp8"))
+    halved = 2 * 4 * 128 * 128 + 80 * (144 + 128)  # attention in two layers, the projection
+    scales = 2 * 4 * 128 + 80 + 128
+    assert plain - fp8 == halved - 4 * scales
+    assert weight_bytes(config, Precision(linears="fp8")) == fp8
+
+
+def _precision(dtype: str, experts: str, linears: Rate | None) -> Precision:
+    return Precision(dtype=dtype, experts=experts, linears=linears or "bf16")
+
+
+def _held(config: ModelConfig, dtype: str, experts: str, linears: Rate | None) -> int:
     model = Moondream(
-        SIZES[size], dtype=TYPES[dtype], expert_dtype=TYPES[experts], device=torch.device("meta"), max_context=1
+        config,
+        dtype=TYPES[dtype],
+        expert_dtype=TYPES[experts],
+        linear_dtype=TYPES[linears] if linears else None,
+        device=torch.device("meta"),
+        max_context=1,
     )
-    held = sum(tensor.nbytes for tensor in model.weights().values())
-    assert weight_bytes(SIZES[size], Precision(dtype=dtype, experts=experts)) == held
+    return sum(tensor.nbytes for tensor in model.weights().values())
 
 
 @pytest.mark.parametrize("kv", KV)

@@ -25,9 +25,10 @@ def counted(tmp_path: Path, *arguments: str) -> tuple[int, Any]:
     return code, json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_bytes_are_the_floors(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = counted(tmp_path, "--experts", precision, "--kv", precision, "--batch", "1", "64")
+@pytest.mark.parametrize(("precision", "linears"), [("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8")])
+def test_bytes_are_the_floors(precision: str, linears: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ("--experts", precision, "--linears", linears, "--kv", precision)
+    code, result = counted(tmp_path, *kept, "--batch", "1", "64")
     assert code == 0
     one, many, fresh, resumed, vision = result["results"]
     for record in (one, many):
@@ -38,6 +39,13 @@ def test_bytes_are_the_floors(precision: str, tmp_path: Path, capsys: pytest.Cap
     page = 2 * 32 / 730 * result["results"][3]["cache_bytes"]  # that is copied on write is no part of the floor
     assert 1 < resumed["of_floor"] < 1 + 1.1 * page / resumed["floor_bytes"] + 1e-3
     assert vision["products"] == 4 * 2 + 3
+    linears_of_fp8 = 2 * 4 + 2 * 2 if linears == "fp8" else 0  # attention in four layers, and two dense layers
+    assert one["by_name"].get("few_rows_kernel", 0) == linears_of_fp8
+    for record in (many, fresh, resumed):
+        rounded = sum(record["by_name"].get(f"{name}_rows_kernel", 0) for name in ("quantise", "bias_gelu"))
+        assert record["by_name"].get("_scaled_mm.default", 0) == rounded == linears_of_fp8
+        assert record["products"] == many["products"]
+    assert vision["by_name"].get("layer_norm_rows_kernel", 0) == (4 if linears == "fp8" else 0)
     assert one["by_name"]["decode_attention_kernel"] == 4
     assert one["by_name"]["small_fc1_kernel"] == many["by_name"]["grouped_fc1_kernel"] == 2
     dense, sparse = one["layers"]

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.memory import Need, requests, step_bytes
-from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
+from benchmarks.precisions import EXPERT_TYPES, KV_TYPES, LINEAR_TYPES
 from benchmarks.sizes import SIZES
 from benchmarks.trace import storage_of
 from mdinfer.config import ModelConfig
@@ -34,11 +34,18 @@ def held(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("size", ["20m", "tiny-a"])
 @pytest.mark.parametrize("experts", EXPERT_TYPES)
-def test_weights_are_what_a_real_model_takes(size: str, experts: str) -> None:
+@pytest.mark.parametrize("linears", LINEAR_TYPES)
+def test_weights_are_what_a_real_model_takes(size: str, experts: str, linears: str) -> None:
     """Up to what the allocator rounds up to: 512 bytes for each tensor."""
     config = SIZES.get(size) or ModelConfig.from_file(GOLDEN / "checkpoints" / size / "config.json")
-    model = Moondream(config, dtype=torch.bfloat16, expert_dtype=EXPERT_TYPES[experts], device="cpu")
-    counted = Need.of(config, experts, "bf16", EngineConfig(max_batch_size=2)).weights
+    model = Moondream(
+        config,
+        dtype=torch.bfloat16,
+        expert_dtype=EXPERT_TYPES[experts],
+        linear_dtype=LINEAR_TYPES[linears],
+        device="cpu",
+    )
+    counted = Need.of(config, experts, "bf16", EngineConfig(max_batch_size=2), linears=linears).weights
     tensors = sum(1 for _ in model.parameters()) + 2  # RoPE's table and the padded patches
     assert 0 <= counted - held(model) < 512 * tensors
 
@@ -66,6 +73,19 @@ def test_the_cache_is_no_part_of_the_workspace() -> None:
     model = Moondream(ModelConfig(), dtype=torch.bfloat16, device=torch.device("meta"))
     plain, fp8 = (step_bytes(model, EngineConfig(), dtype) for dtype in KV_TYPES.values())
     assert plain == pytest.approx(fp8, rel=0.02)
+
+
+def test_rounded_rows_take_no_more_than_they_save() -> None:
+    """Rows in e4m3 stand beside those they are of, or in their place."""
+    plain, fp8 = (
+        step_bytes(
+            Moondream(ModelConfig(), dtype=torch.bfloat16, linear_dtype=linears, device=torch.device("meta")),
+            EngineConfig(),
+            torch.bfloat16,
+        )
+        for linears in LINEAR_TYPES.values()
+    )
+    assert fp8 == pytest.approx(plain, rel=0.1)
 
 
 @pytest.mark.parametrize("gib", [12, 24])

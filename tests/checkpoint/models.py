@@ -115,20 +115,35 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+_LINEARS = (".attn.qkv.weight", ".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Of those that may be fp8."""
+    fits = len(shape) == 2 and shape[0] % 16 == shape[1] % 16 == 0
+    return fits and (name.endswith(_LINEARS) or name.startswith("vision.proj_mlp.")) and name.endswith(".weight")
+
+
 def is_expert(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and name.startswith("text.blocks.")
 
 
 def empty_targets(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, *, experts: torch.dtype | None = None
+    config: ModelConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    experts: torch.dtype | None = None,
+    linears: torch.dtype | None = None,
 ) -> Weights:
-    """What the model would hand to the loader: NaN everywhere, scales beside float8 and int4 experts.
+    """What the model would hand to the loader: NaN everywhere, scales beside float8 and int4 weights.
 
     For int4, whose bytes cannot be NaN, 255 in their place.
     """
     targets = {}
     for name, shape in parameter_shapes(config).items():
         kind = (experts or dtype) if is_expert(name, shape) else dtype
+        if linears and is_linear(name, shape):
+            kind = linears
         if kind is INT4:
             groups = (shape[-1] + 127) // 128
             targets[name] = torch.full((*shape[:-1], 64 * groups), 255, dtype=INT4)

@@ -14,7 +14,16 @@ from mdinfer.checkpoint import Checkpoint, find_checkpoint, quantise_groups, qua
 from mdinfer.checkpoint.tensors import blocks, extent
 from mdinfer.config import ModelConfig
 from mdinfer.errors import CheckpointError
-from tests.checkpoint.models import FP8, INT4, Weights, empty_targets, is_expert, parameter_shapes, tiny_config
+from tests.checkpoint.models import (
+    FP8,
+    INT4,
+    Weights,
+    empty_targets,
+    is_expert,
+    is_linear,
+    parameter_shapes,
+    tiny_config,
+)
 from tests.checkpoint.writers import (
     WRITERS,
     dequantised,
@@ -96,6 +105,28 @@ def test_floats_are_quantised(layout: str, config: ModelConfig, tmp_path: Path) 
             assert torch.equal(targets[name.removesuffix("weight") + "scale"], scale)
         else:
             assert torch.equal(targets[name], weights[name])
+
+
+@pytest.mark.parametrize("experts", [None, FP8, INT4], ids=["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_linears_are_quantised(layout: str, experts: torch.dtype | None, config: ModelConfig, tmp_path: Path) -> None:
+    """In blocks of whole rows; experts of an fp8 file keep what they have, and so does all else."""
+    weights = random_canonical_weights(config, fp8=experts is FP8)
+    WRITERS[layout](tmp_path, config, weights)
+    targets = empty_targets(config, experts=experts, linears=FP8)
+    load(tmp_path, targets)
+    found = set()
+    for name, shape in parameter_shapes(config).items():
+        if is_linear(name, shape):
+            values, scale = quantise_rows(weights[name])
+            assert torch.equal(targets[name].float(), values.float())
+            assert torch.equal(targets[name.removesuffix("weight") + "scale"], scale)
+            found.add(name)
+        elif not (is_expert(name, shape) and experts is INT4):
+            assert torch.equal(targets[name].float(), weights[name].float())
+    layers = [f"text.blocks.{n}.attn.{part}.weight" for n in range(3) for part in ("qkv", "proj")]
+    dense = [f"text.blocks.{n}.mlp.{part}.weight" for n in range(2) for part in ("fc1", "fc2")]
+    assert found == {*layers, *dense}  # the tower's widths, 24, 40 and 56, are no multiples of 16
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["floats", "fp8"])

@@ -89,6 +89,15 @@ def test_scales_of_a_dense_layer_are_unexpected(tmp_path: Path) -> None:
     refused(fp8(tmp_path, put(name, torch.ones(4, 32))), rf"unexpected \({name}\)")
 
 
+def test_scales_of_linears_are_made_not_read(tmp_path: Path) -> None:
+    """No layout has them: a file that does is another's, whatever the parameters are."""
+    name = "model.text.blocks.0.attn.qkv.scale"
+    path = published(tmp_path, put(name, torch.ones(192)))
+    for linears in (None, FP8):
+        with pytest.raises(CheckpointError, match=rf"1 are unexpected \({re.escape(name)}\)"):
+            find_checkpoint(path).check(empty_targets(CONFIG, linears=linears))
+
+
 def test_another_model(tmp_path: Path) -> None:
     path = write_shards(tmp_path, {"encoder.layer.0.weight": torch.zeros(2)}, 1)
     refused(path, "not the weights of Moondream 3: expected names such as model.text.wte.*found encoder.layer.0.weight")

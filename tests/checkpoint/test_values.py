@@ -26,6 +26,17 @@ def test_non_finite(layout: str, experts: torch.dtype | None, value: float, tmp_
     refused(path, rf"tensor {name} holds NaN or infinity, expected finite values", experts=experts, untouched=False)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_non_finite_linears(value: float, tmp_path: Path) -> None:
+    weights = {name: values.clone() for name, values in WEIGHTS.items()}
+    weights["text.blocks.1.attn.proj.weight"][3, 5] = value
+    path, targets = WRITERS["published"](tmp_path, CONFIG, weights), empty_targets(CONFIG, linears=FP8)
+    with pytest.raises(
+        CheckpointError, match=r"tensor model\.text\.blocks\.1\.attn\.proj\.weight holds NaN or infinity"
+    ):
+        find_checkpoint(path).load_into(targets, progress=False)
+
+
 @pytest.mark.parametrize("experts", [None, FP8, INT4], ids=["bf16", "fp8", "int4"])
 @pytest.mark.parametrize("part", ["moe_quant.up_scale", "mlp.experts.weight"])
 def test_non_finite_fp8(part: str, experts: torch.dtype | None, tmp_path: Path) -> None:

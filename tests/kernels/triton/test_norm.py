@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mdinfer.kernels._triton import norm
-from tests.kernels.compare import Array, randn, rms_ratio, store_error, to_array
+from mdinfer.kernels.norm import layer_norm_rows_torch
+from tests.kernels.compare import Array, assert_rounded_alike, randn, rms_ratio, store_error, to_array
 
 EPS = 1e-5
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -45,6 +46,23 @@ def test_add_layer_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torc
     assert rms_ratio(found, want) < 1e-6 + store_error(dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) == 2 and shape[1] > 1], ids=str)
+def test_layer_norm_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    """Each row has a scale of its own; rows of any size come out alike."""
+    x = (randn(*shape) * torch.logspace(-1, 2, shape[0])[:, None]).to(device, dtype)
+    weight, bias = randn(shape[1], seed=1).to(device, dtype), randn(shape[1], seed=2).to(device, dtype)
+    assert_rounded_alike(norm.layer_norm_rows(x, weight, bias, EPS), layer_norm_rows_torch(x, weight, bias, EPS))
+
+
+def test_rows_without_variance_and_with_nan_in_e4m3(device: torch.device) -> None:
+    x, weight, bias = randn(3, 40), torch.ones(40), torch.zeros(40)
+    x[0], x[1, 3] = 1.0, float("nan")
+    q, scale = norm.layer_norm_rows(x.to(device), weight.to(device), bias.to(device), EPS)
+    assert scale[0] == 1 and not q[0].float().any()
+    assert scale.isfinite().tolist() == [True, False, True]
+
+
 def test_low_variance_and_large_mean(device: torch.device) -> None:
     """Moments are taken of what is left after the mean: an offset of 100 costs 100 * 2^-24, not 100^2."""
     x = (randn(5, 1152, scale=0.1) + 100).to(device)
@@ -56,4 +74,5 @@ def test_low_variance_and_large_mean(device: torch.device) -> None:
 def test_no_rows(device: torch.device) -> None:
     x, weight = torch.empty(0, 64, device=device), torch.ones(64, device=device)
     assert norm.layer_norm(x, weight, weight, EPS).shape == (0, 64)
+    assert [t.shape for t in norm.layer_norm_rows(x, weight, weight, EPS)] == [(0, 64), (0,)]
     assert [t.shape for t in norm.add_layer_norm(x, x, x, weight, weight, EPS)] == [(0, 64), (0, 64)]

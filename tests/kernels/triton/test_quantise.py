@@ -1,13 +1,14 @@
-"""Rows to e4m3 with a scale each, bit for bit what the torch body gives."""
+"""Rows to e4m3 with a scale each: bit for bit what the torch body gives; behind bias and GELU, as near as may be."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mdinfer.kernels._triton.quantise import quantise_rows
+from mdinfer.kernels._triton.quantise import bias_gelu_rows, quantise_rows
+from mdinfer.kernels.epilogue import bias_gelu_rows_torch
 from mdinfer.kernels.quantise import quantise_rows_torch
-from tests.kernels.compare import randn
+from tests.kernels.compare import assert_rounded_alike, randn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -33,4 +34,26 @@ def test_rows_out_of_the_ordinary(device: torch.device) -> None:
 
 def test_no_rows(device: torch.device) -> None:
     values, scale = quantise_rows(torch.empty(0, 64, device=device))
+    assert values.shape == (0, 64) and scale.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8192), (17, 144), (3, 16), (5, 4304), (2, 1024)], ids=str)
+def test_behind_bias_and_gelu(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    x, bias = randn(*shape, scale=2).to(device, dtype), randn(shape[1], seed=1).to(device, dtype)
+    before = x.clone()
+    assert_rounded_alike(bias_gelu_rows(x, bias), bias_gelu_rows_torch(x, bias))
+    assert torch.equal(x, before)
+
+
+def test_rows_of_zeros_and_nan_behind_gelu(device: torch.device) -> None:
+    x = randn(3, 48)
+    x[0], x[1, 5] = 0.0, float("nan")
+    values, scale = bias_gelu_rows(x.to(device), torch.zeros(48, device=device))
+    assert scale[0] == 1 and not values[0].float().any()
+    assert scale.isfinite().tolist() == [True, False, True]
+
+
+def test_no_rows_behind_gelu(device: torch.device) -> None:
+    values, scale = bias_gelu_rows(torch.empty(0, 64, device=device), torch.ones(64, device=device))
     assert values.shape == (0, 64) and scale.shape == (0,)
