@@ -177,7 +177,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_options(parser)
-    parser.add_argument("--experts", choices=EXPERT_TYPES, default="bf16")
+    parser.add_argument("--experts", choices=("bf16", "fp8", "int4"), default="bf16")
     parser.add_argument("--kv", choices=KV_TYPES, default="bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--context", type=int, default=800, help="positions before a decoding step")

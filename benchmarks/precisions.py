@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mdinfer.kernels.int4 import INT4
+from mdinfer.kernels.int8 import INT8
 
-EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int4": INT4}
+EXPERT_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": INT8, "int4": INT4}
 KV_TYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -25,10 +25,10 @@ DEMO_DIRECTORY = Path(__file__).parent / "demo"
 DEMO_NOTICE = "the demo checkpoint is tiny: it knows colored shapes, small sums, names and a few poems"
 
 _FLOAT32_SHARE = 0.5  # of the free memory that float32 weights may take before bfloat16 is chosen on a CPU
-# What a GPU has to hold beside weights and cache: steps, pictures and graphs, which the engine measures once the
-# weights are there. An estimate: 128 pictures' features take 0.36 GiB of it, rows of a 4096-token prefill 0.6. Not
-# measured.
-_BESIDE = 2 << 30
+# What a device has to hold beside weights and cache: steps, pictures and graphs, which the engine measures on a GPU
+# once the weights are there. An estimate: 128 pictures' features take 0.36 GiB of it, rows of a 4096-token prefill 0.6.
+# Not measured. A CPU has no graphs, keeps features as they come, and can swap.
+_BESIDE = {"cuda": 2 << 30, "cpu": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,15 +130,18 @@ def _builder(
 
 
 def _experts(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:
-    """What the option says, or the checkpoint's own as far as a GPU can hold it; a CPU computes unquantised."""
+    """What the option says, or the checkpoint's own as far as memory holds it; on a CPU, unquantised in its place.
+
+    Raises ConfigError for int8 on a GPU.
+    """
+    if options.experts == "int8" and device.type != "cpu":
+        raise ConfigError(f'experts is "int8", which only a CPU computes: use "fp8" or "int4" on {device}')
     if options.experts != "auto":
         return Choice(experts=options.experts)
-    if device.type != "cuda":
-        return Choice(experts="bf16")
     dtype = _dtype(config, options, device)
-    beside = _least_cache(config, options, dtype) + _BESIDE
-    needed = {each: _weight_bytes(config, dtype, expert_dtype(each, dtype)) + beside for each in SMALLER}
-    return chosen_experts(own, needed, available_bytes(device))
+    beside = _least_cache(config, options, dtype) + _BESIDE[device.type]
+    needed = {each: _weight_bytes(config, dtype, expert_dtype(each, dtype)) + beside for each in SMALLER[device.type]}
+    return chosen_experts("bf16" if device.type == "cpu" else own, needed, available_bytes(device))
 
 
 def _least_cache(config: ModelConfig, options: EngineConfig, dtype: torch.dtype) -> int:
