@@ -9,6 +9,7 @@ import torch
 
 from mdinfer import EngineConfig, loading
 from mdinfer.config import ModelConfig
+from mdinfer.errors import ConfigError
 from mdinfer.precision import Choice, Experts, chosen_experts, described, expert_dtype
 from tests.golden_data import load_engine
 
@@ -43,6 +44,7 @@ def test_what_is_said_of_a_choice() -> None:
 
 def test_types() -> None:
     assert [expert_dtype(each, torch.float32) for each in NEEDED] == [torch.float32, torch.float8_e4m3fn, torch.uint8]
+    assert expert_dtype("int8", torch.float32) == torch.int8 and described(torch.int8) == "int8"
     assert described(torch.uint8) == "int4 in groups of 128"
     assert described(torch.float8_e4m3fn) == "float8_e4m3fn"
 
@@ -81,6 +83,16 @@ def test_the_option_decides(experts: Experts) -> None:
             assert experts_of(memory, own, device, experts=experts) == Choice(experts=experts)
 
 
-def test_a_cpu_computes_unquantised() -> None:
-    for own in ("bf16", "fp8"):
-        assert experts_of(1, own, CPU) == Choice(experts="bf16")
+@pytest.mark.parametrize("own", ["bf16", "fp8"])
+def test_a_cpu_computes_unquantised_what_fits(own: Experts) -> None:
+    """The published model takes 18.6, 10.5 and 6.7 of 10^9 bytes, a sequence's cache 0.8, the work 1.1."""
+    assert experts_of(24, own, CPU) == Choice(experts="bf16")
+    for memory, experts in ((16, "int8"), (11, "int4"), (1, "int4")):
+        choice = experts_of(memory, own, CPU)
+        assert choice.experts == experts and "would take: bf16 19." in choice.why
+
+
+def test_int8_is_for_a_cpu() -> None:
+    assert experts_of(1, "bf16", CPU, experts="int8") == Choice(experts="int8")
+    with pytest.raises(ConfigError, match='experts is "int8", which only a CPU computes: use "fp8" or "int4" on cuda'):
+        experts_of(80, "bf16", GPU, experts="int8")
