@@ -106,7 +106,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="demo", help='directory, file or repository id (default: "demo")')
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8", "int4"))
+    parser.add_argument("--experts", default="auto", choices=("auto", "bf16", "fp8", "int8", "int4"))
     parser.add_argument("--linears", default="auto", choices=("auto", "bf16", "fp8"))
     parser.add_argument("--cases", type=int, default=200, help="of each kind of question (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=20, help="of each example at the default temperature")

@@ -45,6 +45,7 @@ EXPERTS = {
     "float32": Storage(number=4),
     "bf16": Storage(number=2),
     "fp8": Storage(number=1, scale=4, rate="fp8"),
+    "int8": Storage(number=1, scale=2),
     "int4": Storage(number=0.5, scale=4, group=128),
 }
 KV = {"float32": Storage(number=4), "bf16": Storage(number=2), "fp8": Storage(number=1, scale=4)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,13 @@ def contenders(on: Subject, options: argparse.Namespace) -> list[Contender]:
     found = []
     for size in options.batch:
         batch = Batch(on.model, size, options.prompt, tokens, kv=options.kv, graphs=options.graphs)
-        found.append(Contender(f"mdinfer, batch {size}", size, _steps_of(batch, options.prompt, ahead=options.ahead)))
+        found.append(Contender(f"mdinfer, batch {size}", size, steps_of(batch, options.prompt, ahead=options.ahead)))
     if options.plain:
         found.append(Contender("plain torch", 1, lambda: _plain(on, options.prompt, tokens)))
     return found
 
 
-def _steps_of(batch: Batch, prompt: int, *, ahead: bool) -> Callable[[], Callable[[], None]]:
+def steps_of(batch: Batch, prompt: int, *, ahead: bool) -> Callable[[], Callable[[], None]]:
     used = False
 
     def begin() -> Callable[[], None]:
@@ -102,12 +102,22 @@ def _plain(on: Subject, prompt: int, tokens: int) -> Callable[[], None]:
 
 
 def measure(on: Subject, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record a contender; the first round warms up."""
+    """One record a contender."""
     found = contenders(on, options)
+    alternate(found, options, on.synchronize)
+    floors, middle = on.floors, options.prompt + options.tokens // 2
+    return [
+        contender.record(options.prompt, floors.decode(contender.batch, middle, on.precision) if floors else None)
+        for contender in found
+    ]
+
+
+def alternate(found: Sequence[Contender], options: argparse.Namespace, synchronize: Callable[[], None]) -> None:
+    """Have contenders take turns, `options.rounds` times after a round that warms up."""
     for turn in range(options.rounds + 1):
         steps = [contender.begin() for contender in found]
         for contender, step in zip(found, steps, strict=True):
-            on.synchronize()
+            synchronize()
             ms = _timed(step)
             if turn:
                 contender.prefill.append(ms)
@@ -125,11 +135,6 @@ def measure(on: Subject, options: argparse.Namespace) -> list[dict[str, Any]]:
             ms = _timed(step)
             if turn:
                 contender.decode[-1].append(ms)
-    floors, middle = on.floors, options.prompt + options.tokens // 2
-    return [
-        contender.record(options.prompt, floors.decode(contender.batch, middle, on.precision) if floors else None)
-        for contender in found
-    ]
 
 
 def _timed(step: Callable[[], None]) -> float:

@@ -27,7 +27,7 @@ from benchmarks.batch import Batch
 from benchmarks.costs import Precision, decoding, prefilling
 from benchmarks.host import host_times
 from benchmarks.movement import Moved, TracedModel
-from benchmarks.precisions import EXPERT_TYPES, KV_TYPES, LINEAR_TYPES
+from benchmarks.precisions import KV_TYPES, LINEAR_TYPES
 from benchmarks.report import environment, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import Trace
@@ -181,7 +181,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_options(parser)
-    parser.add_argument("--experts", choices=EXPERT_TYPES, default="bf16")
+    parser.add_argument("--experts", choices=("bf16", "fp8", "int4"), default="bf16")
     parser.add_argument("--linears", choices=LINEAR_TYPES, default="bf16")
     parser.add_argument("--kv", choices=KV_TYPES, default="bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")

@@ -28,7 +28,7 @@ from mdinfer.model.moe import ExpertMlp
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig
 
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8"}
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

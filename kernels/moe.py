@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from mdinfer.kernels import dispatch
+from mdinfer.kernels.float8 import linear_float8
 from mdinfer.kernels.int4 import INT4, dequantise, packed_shape, scale_shape
+from mdinfer.kernels.int8 import INT8, linear_int8
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.quantise import quantise_rows
 
@@ -43,6 +45,7 @@ class ExpertWeights:
 
     Or both in float8_e4m3fn, with float32 scales per output channel: fc1_scale (E, 2I), fc2_scale (E, D).
     Or both in int4, with what `mdinfer.kernels.int4` has for these shapes.
+    Or both in int8, on a CPU, with bfloat16 scales of the same shapes as float8's: see `mdinfer.kernels.int8`.
     """
 
     fc1: torch.Tensor
@@ -56,9 +59,9 @@ class ExpertWeights:
             (self.fc1, self.fc1_scale, (E, 2 * inner, D)),
             (self.fc2, self.fc2_scale, (E, D, inner)),
         ):
-            int4, fp8 = weight.dtype == INT4, weight.dtype == torch.float8_e4m3fn
+            int4, channels = weight.dtype == INT4, weight.dtype in (INT8, torch.float8_e4m3fn)
             assert weight.shape == (packed_shape(*shape) if int4 else shape), (weight.shape, shape)
-            expected = scale_shape(*shape) if int4 else shape[:2] if fp8 else None
+            expected = scale_shape(*shape) if int4 else shape[:2] if channels else None
             assert (None if scale is None else scale.shape) == expected, (weight.dtype, expected)
         assert self.fc1.dtype == self.fc2.dtype
 
@@ -114,6 +117,7 @@ def moe_experts(
     assert activations == "plain" or experts.fc1.dtype == torch.float8_e4m3fn, "fp8 activations go with fp8 experts"
     if not dispatch.compiled(x_TD):
         return moe_experts_torch(x_TD, routing, experts, activations)
+    assert experts.fc1.dtype != INT8, "int8 experts are for a CPU"
     if grouped(T, A, len(experts.fc1)):
         from mdinfer.kernels._triton import moe_grouped
 
@@ -191,4 +195,10 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, f
     if fp8:
         bits, row_scale = quantise_rows(x)
         return (linear(bits.to(x.dtype), weight.to(x.dtype)).float() * row_scale[:, None] * scale).to(x.dtype)
+    return linear_int8(x, weight, scale) if weight.dtype == INT8 else _linear_float8(x, weight, scale)
+
+
+def _linear_float8(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    if x.is_cpu:
+        return linear_float8(x, weight, scale)
     return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

@@ -25,6 +25,7 @@ from mdinfer.precision import (
     described,
     expert_dtype,
     linear_dtype,
+    smaller_experts,
 )
 from mdinfer.tokenizer import Tokenizer, find_tokenizer
 
@@ -35,10 +36,10 @@ DEMO_DIRECTORY = Path(__file__).parent / "demo"
 DEMO_NOTICE = "the demo checkpoint is tiny: it knows colored shapes, small sums, names and a few poems"
 
 _FLOAT32_SHARE = 0.5  # of the free memory that float32 weights may take before bfloat16 is chosen on a CPU
-# What a GPU has to hold beside weights and cache: steps, pictures and graphs, which the engine measures once the
-# weights are there. An estimate: 128 pictures' features take 0.36 GiB of it, rows of a 4096-token prefill 0.6. Not
-# measured.
-_BESIDE = 2 << 30
+# What a device has to hold beside weights and cache: steps, pictures and graphs, which the engine measures on a GPU
+# once the weights are there. An estimate: 128 pictures' features take 0.36 GiB of it, rows of a 4096-token prefill 0.6.
+# Not measured. A CPU has no graphs, keeps features as they come, and can swap.
+_BESIDE = {"cuda": 2 << 30, "cpu": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,21 +144,25 @@ def _builder(
 
 
 def _kept(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:
-    """What the options say; what they leave open, the checkpoint's own as far as a GPU can hold it, and on a CPU
-    unquantised. Raises ConfigError where linears are to be fp8 and the GPU or the dtype does not do that.
+    """What the options say; what they leave open, the checkpoint's own as far as memory can hold it, and on a CPU
+    unquantised in its place.
+
+    Raises ConfigError for int8 on a GPU, and where linears are to be fp8 and the GPU or the dtype does not do that.
     """
     dtype = _dtype(config, options, device)
     hindrance = _fp8_hindrance(dtype, device)
+    if options.experts == "int8" and device.type != "cpu":
+        raise ConfigError(f'experts is "int8", which only a CPU computes: use "fp8" or "int4" on {device}')
     if options.linears == "fp8" and hindrance:
         raise ConfigError(f'linears is "fp8", but {hindrance}: choose linears="bf16" or "auto"')
     experts: Experts | None = None if options.experts == "auto" else options.experts
     linears: Linears | None = None if options.linears == "auto" else options.linears
-    if device.type != "cuda":
-        return Choice(experts=experts or "bf16", linears=linears or "bf16")
-    order = candidates(own, experts, linears, fp8=not hindrance)
+    on_cpu = device.type == "cpu"  # where linears in fp8 take less memory, but more time
+    smaller = smaller_experts("bf16" if on_cpu else own, on_cpu=on_cpu) if experts is None else (experts,)
+    order = candidates(smaller, linears, fp8=not (hindrance or on_cpu))
     if len(order) == 1:
         return chosen(order, {order[0]: 0}, 0)
-    beside = _least_cache(config, options, dtype) + _BESIDE
+    beside = _least_cache(config, options, dtype) + _BESIDE[device.type]
     needed = {
         each: _weight_bytes(config, dtype, expert_dtype(each[0], dtype), linear_dtype(each[1], dtype)) + beside
         for each in order

@@ -18,9 +18,10 @@ class EngineConfig:
     device            "auto" (CUDA where there is one), "cpu", "cuda", "cuda:N"
     dtype             "auto" (bfloat16 on CUDA; on a CPU float32 if it fits in half of the free memory,
                       else bfloat16), "float32", "bfloat16"
-    experts           "auto" (as the checkpoint has them; on a GPU whose memory cannot hold that, the first of bf16,
-                      fp8 and int4 that it can), "bf16" (unquantised, in `dtype`), "fp8", "int4" (weights only, 0.53
-                      bytes each: two numbers for every 128 inputs of a channel)
+    experts           "auto" (as the checkpoint has them; where memory cannot hold that, the first of bf16, fp8 and
+                      int4 that it can; on a CPU of bf16, int8 and int4), "bf16" (unquantised, in `dtype`), "fp8",
+                      "int8" (weights only; on a CPU alone, with dtype "bfloat16" the fastest there), "int4" (weights
+                      only, 0.53 bytes each: two numbers for every 128 inputs of a channel)
     linears           the products of attention, of dense layers and of the vision tower: "bf16" (unquantised, in
                       `dtype`), "fp8" (e4m3 weights with a scale for each output channel; of more than 16 rows at once
                       the rows are rounded too; on a GPU of compute capability 8.9 or later, in bfloat16, or on a CPU),
@@ -50,7 +51,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    experts: Literal["auto", "bf16", "fp8", "int4"] = "auto"
+    experts: Literal["auto", "bf16", "fp8", "int8", "int4"] = "auto"
     linears: Literal["auto", "bf16", "fp8"] = "auto"
     kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     max_batch_size: int = 64
@@ -74,7 +75,7 @@ class EngineConfig:
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", found {self.device!r}')
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _choice("experts", self.experts, ("auto", "bf16", "fp8", "int4"))
+        _choice("experts", self.experts, ("auto", "bf16", "fp8", "int8", "int4"))
         _choice("linears", self.linears, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
         for name in ("cuda_graphs", "overlap"):

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 
 from mdinfer.kernels.int4 import GROUP, INT4
+from mdinfer.kernels.int8 import INT8
 from mdinfer.memory import format_bytes
 
-Experts = Literal["bf16", "fp8", "int4"]
+Experts = Literal["bf16", "fp8", "int8", "int4"]
 Linears = Literal["bf16", "fp8"]
 Kept = tuple[Experts, Linears]
-SMALLER: tuple[Experts, ...] = ("bf16", "fp8", "int4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Choice:
 
 def expert_dtype(experts: Experts, dtype: torch.dtype) -> torch.dtype:
     """The type of the experts' tensors, in a model of `dtype`."""
-    return {"bf16": dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}[experts]
+    return {"bf16": dtype, "fp8": torch.float8_e4m3fn, "int8": INT8, "int4": INT4}[experts]
 
 
 def linear_dtype(linears: Linears, dtype: torch.dtype) -> torch.dtype:
@@ -36,18 +36,23 @@ def linear_dtype(linears: Linears, dtype: torch.dtype) -> torch.dtype:
     return {"bf16": dtype, "fp8": torch.float8_e4m3fn}[linears]
 
 
-def candidates(own: Experts, experts: Experts | None, linears: Linears | None, *, fp8: bool) -> list[Kept]:
-    """What may be chosen, dearest first; None: the option leaves it open. `fp8`: whether linears may be fp8 at all.
+def smaller_experts(own: Experts, *, on_cpu: bool) -> tuple[Experts, ...]:
+    """The checkpoint's own precision and those that take less. A CPU has no use for fp8, which is slower than int8."""
+    order: tuple[Experts, ...] = ("bf16", "int8", "int4") if on_cpu else ("bf16", "fp8", "int4")
+    return order[order.index(own) :]
+
+
+def candidates(experts: Sequence[Experts], linears: Linears | None, *, fp8: bool) -> list[Kept]:
+    """What may be chosen, dearest first, of what experts may be. linears None: the option leaves them open. `fp8`:
+    whether they may be fp8 then.
 
     Experts are 87% of the weights, and only their weights are rounded: they go to fp8 before linears do, which are a
     tenth and round the rows they take, too. Linears in turn go to fp8 before experts go to int4, which errs four times
     as much.
     """
-    kept = SMALLER[SMALLER.index(own) :] if experts is None else (experts,)
-    open_to: tuple[Linears, ...] = ("bf16", "fp8") if fp8 else ("bf16",)
-    rates = open_to if linears is None else (linears,)
-    early = experts is None and linears is None
-    return [(e, rate) for e in kept for rate in rates if not (early and e == "bf16" and rate == "fp8")]
+    rates: tuple[Linears, ...] = (linears,) if linears is not None else ("bf16", "fp8") if fp8 else ("bf16",)
+    early = len(experts) > 1 and linears is None
+    return [(e, rate) for e in experts for rate in rates if not (early and e == "bf16" and rate == "fp8")]
 
 
 def chosen(order: Sequence[Kept], needed: Mapping[Kept, int], free: int) -> Choice:

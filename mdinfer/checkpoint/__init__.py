@@ -8,13 +8,14 @@
     layouts.py           names in the files <-> names of parameters
     plan.py              every name, shape and type checked before a byte is copied
     load.py              the copying, in blocks: memory stays at the size of the parameters
-    quantise.py          float8 weights with a scale per output channel, int4 experts with two numbers per 128 inputs
+    quantise.py          float8 weights and int8 experts with a scale per output channel, int4 experts with two
+                         numbers per 128 inputs
     random.py            weights without a checkpoint
 
 It knows parameters by name and shape only and imports nothing of the model but the layout of int4.
 """
 
-from mdinfer.checkpoint.quantise import dequantise_rows, quantise_groups, quantise_rows
+from mdinfer.checkpoint.quantise import dequantise_rows, quantise_channels, quantise_groups, quantise_rows
 from mdinfer.checkpoint.random import random_weights
 from mdinfer.checkpoint.source import Checkpoint, Layout, Precision, find_checkpoint
 
@@ -24,6 +25,7 @@ __all__ = [
     "Precision",
     "dequantise_rows",
     "find_checkpoint",
+    "quantise_channels",
     "quantise_groups",
     "quantise_rows",
     "random_weights",

@@ -14,12 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdinfer.checkpoint.plan import Fill
-from mdinfer.checkpoint.quantise import FP8, dequantise_rows, quantise_groups, quantise_rows
+from mdinfer.checkpoint.quantise import FP8, dequantise_rows, quantise_channels, quantise_groups, quantise_rows
 from mdinfer.checkpoint.safetensors_file import SafetensorsReader
 from mdinfer.checkpoint.tensors import Buffer, Reader, Stored, blocks, one_thread
 from mdinfer.checkpoint.torch_file import SUFFIXES, TorchReader
 from mdinfer.errors import CheckpointError
 from mdinfer.kernels.int4 import INT4
+from mdinfer.kernels.int8 import INT8
 
 # Elements of a block. On a CPU a block and its copies should stay in the second-level cache; a GPU wants
 # copies that are long against the time it takes to start one.
@@ -76,8 +77,9 @@ def _copy(fill: Fill, reader: Callable[[Stored], Reader], copied: Callable[[floa
 
 def _quantise(values: Tensor, scale: Tensor | None, into: Tensor, scale_into: Tensor) -> None:
     """float8 values go into float8 as they are, with their scales; all else is quantised."""
-    if into.dtype is INT4:
-        values, scale = quantise_groups(values if scale is None else dequantise_rows(values, scale))
+    if into.dtype in (INT4, INT8):
+        quantise = quantise_groups if into.dtype is INT4 else quantise_channels
+        values, scale = quantise(values if scale is None else dequantise_rows(values, scale))
     elif scale is None:
         values, scale = quantise_rows(values)
     into.copy_(values)
@@ -100,7 +102,7 @@ def _finite(values: Tensor) -> bool:
     A sum carries both through at the speed of memory (isfinite is 80 times slower on a CPU); one that
     overflows is looked at again. e4m3 has no infinity and one NaN, all bits set but the sign.
     """
-    if values.dtype is INT4:
+    if values.dtype in (INT4, INT8):
         return True
     if values.dtype is FP8:
         return int((values.view(torch.uint8) & 0x7F).max()) != 0x7F

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mdinfer.checkpoint.layouts import Names, Part, Place, detect, place, spelling
-from mdinfer.checkpoint.quantise import FP8, int4_inputs
+from mdinfer.checkpoint.quantise import FP8, QUANTISED, int4_inputs
 from mdinfer.checkpoint.tensors import Stored
 from mdinfer.errors import CheckpointError
 from mdinfer.kernels.int4 import INT4
@@ -29,8 +29,9 @@ _Found = dict[tuple[str, Part], tuple[Stored, Place]]
 class Fill:
     """Copy `source` into `into`, a view of a parameter with the same shape, or with as many rows of int4.
 
-    `scale` holds the scales of a float8 source, `scale_into` takes those of a float8 or int4 parameter; all have
-    the shape of the weight without its last dimension, int4's two more behind. Sources are float8 where experts are.
+    `scale` holds the scales of a float8 source, `scale_into` takes those of a float8, int8 or int4 parameter; all
+    have the shape of the weight without its last dimension, int4's two more behind. Sources are float8 where experts
+    are.
     """
 
     source: Stored
@@ -99,7 +100,7 @@ def _fill(stored: Stored, where: Place, scale: Stored | None, family: Names, tar
         into = target[:half] if where.part == "first half" else target[half:]
     inputs = int4_inputs(where.parameter, targets) if target.dtype is INT4 else into.shape[-1]
     _check_shape(stored, (*into.shape[:-1], inputs))
-    scale_into = targets.get(_scale_of(where.parameter)) if target.dtype in (FP8, INT4) else None
+    scale_into = targets.get(_scale_of(where.parameter)) if target.dtype in QUANTISED else None
     assert target.dtype in _FLOATS or scale_into is not None, f"{where.parameter} is {target.dtype}"
     if stored.dtype is FP8 and target.ndim == 3:
         if scale is None:

@@ -1,6 +1,7 @@
 """Weights to fewer bits. The last dimension of a weight is its input dimension; a row over it is an output channel.
 
 float8  value = scale * q, q in float8_e4m3fn (largest finite value 448), a float32 scale for each output channel
+int8    value = scale * q, q in -127..127, a bfloat16 scale for each output channel; see `mdinfer.kernels.int8`
 int4    value = least + step * q, q in 0..15, for each output channel and 128 inputs; see `mdinfer.kernels.int4`
 """
 
@@ -12,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdinfer.kernels import int8
 from mdinfer.kernels.int4 import GROUP, HALF, INT4, MOST, pack, packed_shape, scale_shape
+from mdinfer.kernels.int8 import INT8
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+QUANTISED = (FP8, INT8, INT4)  # what weights can be that have scales beside them
 _SMALLEST = torch.finfo(torch.float32).tiny
 # Parts of a group's range that its 16 values are spread over: what lies outside errs more, all else less.
 _SHARES = (1.0, 0.9, 0.8)
@@ -34,6 +38,20 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = values.abs().amax(dim=-1) / FP8_MAX
     scale = torch.where(scale < _SMALLEST, 1.0, scale)
     return (values / scale.unsqueeze(-1)).to(FP8), scale
+
+
+def quantise_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., R, K) of any float type -> int8 of the same shape, and bfloat16 scales (..., R).
+
+    scale = amax(|row|) / 127 as the nearest bfloat16; q = round-to-nearest-even(row / scale), computed in float32. The
+    largest quotient is 127 (1 + 2^-8) at most, which rounds to 127: so no value errs by more than scale / 2, besides
+    float32's rounding of the quotient (127 * 2^-24 of a scale). A row of zeros, and one so small that its scale would
+    not be a normal number, gets scale 1. A row that holds NaN or infinity gets a scale that is not finite.
+    """
+    values = weight.float()
+    scale = (values.abs().amax(dim=-1) / int8.MOST).bfloat16()
+    scale = torch.where(scale < _SMALLEST, 1.0, scale)
+    return (values / scale.float().unsqueeze(-1)).round_().to(INT8), scale
 
 
 def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:

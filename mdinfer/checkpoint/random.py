@@ -12,9 +12,11 @@ from random import Random
 import torch
 from torch import Tensor
 
-from mdinfer.checkpoint.quantise import FP8, FP8_MAX, int4_inputs
+from mdinfer.checkpoint.quantise import FP8, FP8_MAX, QUANTISED, int4_inputs
 from mdinfer.checkpoint.tensors import blocks, one_thread
+from mdinfer.kernels import int8
 from mdinfer.kernels.int4 import GROUP, INT4, MOST, pack
+from mdinfer.kernels.int8 import INT8
 
 _POOL = 1 << 24  # normals that are drawn; all weights are windows of them
 _WINDOW = 1 << 22  # most elements of one window
@@ -29,8 +31,9 @@ def random_weights(targets: Mapping[str, Tensor], *, seed: int = 0) -> None:
 
     Drawing billions of normals takes minutes on a CPU. So 16 M of them are drawn once, and each run of up to
     4 M elements takes a window of them from a random place: values repeat, but a matrix does not repeat its
-    rows. float8 and int4 parameters take windows of the pool in their type, and `.scale` parameters give them the
-    spread that the weight would have. Temporaries: the pool, 64 MB, 16 MB more in float8, as much again on a GPU.
+    rows. float8, int8 and int4 parameters take windows of the pool in their type, and `.scale` parameters give them
+    the spread that the weight would have. Temporaries: the pool, 64 MB, 16 MB more in float8 or int8, as much again on
+    a GPU.
     """
     with torch.inference_mode(), one_thread():
         _fill_all(targets, seed)
@@ -43,7 +46,7 @@ def _fill_all(targets: Mapping[str, Tensor], seed: int) -> None:
     place = Random(seed)
     for name in sorted(targets):
         target = targets[name]
-        kind = target.dtype if target.dtype in (FP8, INT4) else pool.dtype
+        kind = target.dtype if target.dtype in QUANTISED else pool.dtype
         if (target.device, kind) not in pools:
             pools[target.device, kind] = _pool(pool, kind).to(target.device)
         steps = target[..., 0] if _is_int4_scale(name, target) else target
@@ -53,9 +56,11 @@ def _fill_all(targets: Mapping[str, Tensor], seed: int) -> None:
 
 
 def _pool(pool: Tensor, kind: torch.dtype) -> Tensor:
-    """The normals in this type; in float8 the largest is its largest, in int4 the ends of its range lie at 2.6."""
+    """The normals in this type: the largest is float8's or int8's largest, the ends of int4's range lie at 2.6."""
     if kind is FP8:
         return (pool * (FP8_MAX / _TAIL)).to(FP8)
+    if kind is INT8:
+        return (pool * (int8.MOST / _TAIL)).round_().to(INT8)
     if kind is INT4:
         return pack(
             (pool / _INT4_STEP + MOST / 2).round_().clamp_(0, MOST)[: pool.numel() // GROUP * GROUP].view(-1, GROUP)
@@ -72,7 +77,7 @@ def _fill(target: Tensor, pool: Tensor, mean: float, deviation: float, place: Ra
         into = target[block]
         start = place.randrange(pool.numel() - into.numel() + 1)
         window = pool[start : start + into.numel()].view(into.shape)
-        if target.dtype in (FP8, INT4):
+        if target.dtype in QUANTISED:
             into.copy_(window)
         elif mean:
             into.copy_(window * deviation + mean)
@@ -89,7 +94,7 @@ def _spread(name: str, targets: Mapping[str, Tensor]) -> tuple[float, float]:
         if weight.dtype is INT4:
             step = int4_inputs(name, targets) ** -0.5 * _INT4_STEP
             return step, step / 16
-        scale = weight.shape[-1] ** -0.5 * _TAIL / FP8_MAX
+        scale = weight.shape[-1] ** -0.5 * _TAIL / (int8.MOST if weight.dtype is INT8 else FP8_MAX)
         return scale, scale / 16  # at most 6 deviations off: never negative
     if _NORM.search(name):
         return 1.0, 0.05

@@ -61,9 +61,10 @@ class Checkpoint:
         """Fill every parameter in place, on whatever device it is.
 
         `targets` are all parameters of the model by name, float32, bfloat16, float16, or, for weights with their
-        scales beside them (`.weight` -> `.scale`), float8_e4m3fn, or int4 of experts. Stored floats are cast;
+        scales beside them (`.weight` -> `.scale`), float8_e4m3fn, or int8 or int4 of experts. Stored floats are cast;
         stored float8 is copied into float8 and multiplied out into floats; floats are quantised into float8
-        (see `quantise_rows`), both into int4 (`quantise_groups`). Peak memory is the parameters' and some tens of MB.
+        (see `quantise_rows`), both into int8 (`quantise_channels`) and int4 (`quantise_groups`). Peak memory is the
+        parameters' and some tens of MB.
 
         `progress` shows a bar of bytes on stderr.
 

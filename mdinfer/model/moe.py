@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer: router and experts, in the model's dtype, in fp8 or in int4."""
+"""A mixture-of-experts layer: router and experts, in the model's dtype, in fp8, int8 or int4."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import nn
 from mdinfer.config import MoEConfig
 from mdinfer.kernels import ExpertWeights, moe_experts, moe_route
 from mdinfer.kernels.int4 import INT4, packed_shape, scale_shape
+from mdinfer.kernels.int8 import INT8
 from mdinfer.model.layers import Linear, empty
 
 
 class ExpertWeight(nn.Module):
-    """weight (E, outputs, inputs); scale (E, outputs) float32 where the weight is fp8, else None.
+    """weight (E, outputs, inputs); scale (E, outputs), float32 where the weight is fp8, bfloat16 where int8, else None.
 
     In int4 both are those of `mdinfer.kernels.int4`.
     """
@@ -27,7 +28,8 @@ class ExpertWeight(nn.Module):
         if dtype == INT4:
             self.scale = empty(*scale_shape(*shape), dtype=torch.bfloat16, device=device)
         elif dtype.itemsize == 1:
-            self.scale = empty(experts, outputs, dtype=torch.float32, device=device)
+            kind = torch.bfloat16 if dtype == INT8 else torch.float32
+            self.scale = empty(experts, outputs, dtype=kind, device=device)
 
 
 class ExpertMlp(nn.Module):

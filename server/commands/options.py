@@ -22,7 +22,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json in place of the checkpoint's own")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")
-    group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16, fp8 or int4")
+    group.add_argument("--experts", metavar="T", help="precision of the experts: auto, bf16, fp8, int8 (CPU) or int4")
     group.add_argument("--linears", metavar="T", help="precision of dense and vision products: auto, bf16 or fp8")
     group.add_argument("--kv-memory", metavar="SIZE", help='memory of the KV cache: auto, or such as "8GiB"')
     group.add_argument("--max-batch-size", type=int, metavar="N", help="sequences that run together")

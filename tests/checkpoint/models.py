@@ -17,6 +17,7 @@ from mdinfer.config import (
 )
 
 FP8 = torch.float8_e4m3fn
+INT8 = torch.int8
 INT4 = torch.uint8  # two values in a byte
 Weights = dict[str, Tensor]
 
@@ -135,9 +136,9 @@ def empty_targets(
     experts: torch.dtype | None = None,
     linears: torch.dtype | None = None,
 ) -> Weights:
-    """What the model would hand to the loader: NaN everywhere, scales beside float8 and int4 weights.
+    """What the model would hand to the loader: NaN everywhere, scales beside float8, int8 and int4 weights.
 
-    For int4, whose bytes cannot be NaN, 255 in their place.
+    For int8 and int4, whose bytes cannot be NaN, -128 and 255 in their place.
     """
     targets = {}
     for name, shape in parameter_shapes(config).items():
@@ -150,6 +151,10 @@ def empty_targets(
             targets[name.removesuffix("weight") + "scale"] = torch.full(
                 (*shape[:-1], groups, 2), float("nan"), dtype=torch.bfloat16
             )
+            continue
+        if kind is INT8:
+            targets[name] = torch.full(shape, -128, dtype=INT8)
+            targets[name.removesuffix("weight") + "scale"] = torch.full(shape[:-1], float("nan"), dtype=torch.bfloat16)
             continue
         targets[name] = torch.tensor(float("nan")).to(kind).expand(shape).clone()
         if kind is FP8:

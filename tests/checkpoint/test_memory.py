@@ -40,9 +40,10 @@ for name, shape in parameter_shapes(found.config).items():
         targets[name] = torch.empty(*shape[:-1], shape[-1] // 2, dtype=torch.uint8)
         targets[scale] = torch.empty(*shape[:-1], shape[-1] // 128, 2, dtype=torch.bfloat16)
         continue
-    targets[name] = torch.empty(shape, dtype=torch.float8_e4m3fn if kind == "fp8" else torch.bfloat16)
-    if kind == "fp8":
-        targets[scale] = torch.empty(shape[:-1])
+    kinds = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": torch.bfloat16}
+    targets[name] = torch.empty(shape, dtype=kinds[kind])
+    if kind != "bf16":
+        targets[scale] = torch.empty(shape[:-1], dtype=torch.float32 if kind == "fp8" else torch.bfloat16)
 
 def memory(kind):
     status = Path("/proc/self/status").read_text()
@@ -60,6 +61,7 @@ print(json.dumps([memory("VmHWM") - before, sum(values.nbytes for values in targ
     [
         ("published", "bf16", "bf16"),
         ("published", "bf16", "fp8"),
+        ("published", "bf16", "int8"),
         ("fp8_safetensors", "fp8", "fp8"),
         ("fp8_safetensors", "fp8", "int4"),
         ("fp8_pt", "fp8", "fp8"),

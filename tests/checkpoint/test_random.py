@@ -7,10 +7,10 @@ import torch
 
 from mdinfer.checkpoint import dequantise_rows, random_weights
 from mdinfer.kernels.int4 import dequantise
-from tests.checkpoint.models import FP8, INT4, empty_targets, tiny_config
+from tests.checkpoint.models import FP8, INT4, INT8, empty_targets, tiny_config
 
 
-@pytest.mark.parametrize("experts", [FP8, INT4], ids=str)
+@pytest.mark.parametrize("experts", [FP8, INT8, INT4], ids=str)
 def test_every_parameter_is_filled_and_finite(experts: torch.dtype) -> None:
     targets = empty_targets(tiny_config(), experts=experts)
     random_weights(targets)
@@ -42,8 +42,9 @@ def test_spreads() -> None:
     assert abs(float(targets["vision.post_ln.bias"].mean())) < 0.02
 
 
-def test_float8_weights_have_the_spread_of_the_others() -> None:
-    targets = empty_targets(tiny_config(dim=256, inner=64), experts=FP8, linears=FP8)
+@pytest.mark.parametrize("experts", [FP8, INT8], ids=str)
+def test_weights_with_scales_have_the_spread_of_the_others(experts: torch.dtype) -> None:
+    targets = empty_targets(tiny_config(dim=256, inner=64), experts=experts, linears=FP8)
     random_weights(targets)
     for part in ("blocks.2.mlp.fc1", "blocks.2.mlp.fc2", "blocks.2.attn.qkv", "blocks.0.mlp.fc2"):
         weight, scale = (targets[f"text.{part}.{kind}"] for kind in ("weight", "scale"))

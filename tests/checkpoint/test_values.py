@@ -10,13 +10,13 @@ import torch
 
 from mdinfer.checkpoint import find_checkpoint
 from mdinfer.errors import CheckpointError
-from tests.checkpoint.models import FP8, INT4, Weights, empty_targets
+from tests.checkpoint.models import FP8, INT4, INT8, Weights, empty_targets
 from tests.checkpoint.refusals import CONFIG, H2, NORM, WEIGHTS, fp8, published, put, refused
 from tests.checkpoint.writers import WRITERS
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@pytest.mark.parametrize("experts", [None, FP8, INT4], ids=["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("experts", [None, FP8, INT8, INT4], ids=["bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("layout", WRITERS)
 def test_non_finite(layout: str, experts: torch.dtype | None, value: float, tmp_path: Path) -> None:
     weights = {name: values.clone() for name, values in WEIGHTS.items()}
@@ -37,7 +37,7 @@ def test_non_finite_linears(value: float, tmp_path: Path) -> None:
         find_checkpoint(path).load_into(targets, progress=False)
 
 
-@pytest.mark.parametrize("experts", [None, FP8, INT4], ids=["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("experts", [None, FP8, INT8, INT4], ids=["bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("part", ["moe_quant.up_scale", "mlp.experts.weight"])
 def test_non_finite_fp8(part: str, experts: torch.dtype | None, tmp_path: Path) -> None:
     def spoil(tensors: Weights) -> None:

@@ -12,9 +12,12 @@ from tests.kernels.compare import Array, randn, to_array
 
 
 def expert_weights(
-    E: int, D: int, inner: int, dtype: torch.dtype, *, fp8: bool = False, int4: bool = False
+    E: int, D: int, inner: int, dtype: torch.dtype, *, fp8: bool = False, int4: bool = False, int8: bool = False
 ) -> ExpertWeights:
-    """Products of numbers of size 1 have that size too; fp8 weights have no less after their scales."""
+    """Products of numbers of size 1 have that size too; fp8 weights have no less after their scales, int8 about 2."""
+    if int8:
+        (fc1, scale1), (fc2, scale2) = _int8_weight(E, 2 * inner, D, seed=3), _int8_weight(E, D, inner, seed=4)
+        return ExpertWeights(fc1=fc1, fc2=fc2, fc1_scale=scale1, fc2_scale=scale2)
     if int4:
         (fc1, scale1), (fc2, scale2) = _int4_weight(E, 2 * inner, D, seed=3), _int4_weight(E, D, inner, seed=4)
         return ExpertWeights(fc1=fc1, fc2=fc2, fc1_scale=scale1, fc2_scale=scale2)
@@ -24,6 +27,13 @@ def expert_weights(
     scales = randn(E, 2 * inner, seed=5).abs() + 0.1, randn(E, D, seed=6).abs() + 0.1
     bits = (fc1 * D**0.5).to(torch.float8_e4m3fn), (fc2 * inner**0.5).to(torch.float8_e4m3fn)
     return ExpertWeights(fc1=bits[0], fc2=bits[1], fc1_scale=scales[0] * D**-0.5, fc2_scale=scales[1] * inner**-0.5)
+
+
+def _int8_weight(E: int, N: int, K: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Any of the 255 numbers; channels differ in size by up to 4."""
+    draw = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-127, 128, (E, N, K), generator=draw, dtype=torch.int8)
+    return bits, ((torch.rand(E, N, generator=draw) * 3 + 1) / 127 * K**-0.5).bfloat16()
 
 
 def _int4_weight(E: int, N: int, K: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

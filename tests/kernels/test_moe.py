@@ -4,7 +4,8 @@ Tolerance: two products of up to 64 terms, float32: 1e-6 of the output's RMS. In
 activation are rounded by 2^-9, three times in a row: 1.5e-2. fp8 weights are exact in the twin too, so that their
 products err like those of their activations' dtype. fp8 activations are rounded by up to 2^-4 of their size, by
 0.29 * 2^-3.5 = 2.6e-2 on average, once before each of the two products: 4e-2, and as much again for u * g: 8e-2.
-int4 weights are rounded to the activations' dtype, by 2^-9 at most: in bfloat16 two roundings more.
+int4 weights are rounded to the activations' dtype, by 2^-9 at most: in bfloat16 two roundings more. int8 weights are
+exact in bfloat16. The fp8 path's powers of two change nothing but numbers too small to count.
 """
 
 from __future__ import annotations
@@ -22,23 +23,32 @@ D, E, INNER, A = 48, 6, 20, 2
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
 
 
-def check(experts: torch.Tensor, *, dtype: torch.dtype = torch.float32, fp8: bool = False, int4: bool = False) -> None:
-    x = randn(len(experts), D, seed=1).to(dtype)
+def check(
+    experts: torch.Tensor, *, dtype: torch.dtype = torch.float32, kind: str = "plain", dim: int = D, inner: int = INNER
+) -> None:
+    x = randn(len(experts), dim, seed=1).to(dtype)
     routing = Routing(experts=experts, weights=torch.softmax(randn(*experts.shape, seed=2), dim=-1))
-    weights = expert_weights(E, D, INNER, dtype, fp8=fp8, int4=int4)
+    weights = expert_weights(E, dim, inner, dtype, fp8=kind == "fp8", int4=kind == "int4", int8=kind == "int8")
     found = moe_experts(x, routing, weights)
     assert found.dtype == dtype
     if len(experts):
         assert rms_ratio(found, experts_twin(x, routing, weights)) < TOLERANCE[dtype]
     else:
-        assert found.shape == (0, D)
+        assert found.shape == (0, dim)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("kind", ["plain", "fp8", "int4"])
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("T", [0, 1, 3, 17])
 def test_experts_against_the_twin(T: int, kind: str, dtype: torch.dtype) -> None:
-    check(moe_route(randn(T, E, seed=T), A).experts, dtype=dtype, fp8=kind == "fp8", int4=kind == "int4")
+    check(moe_route(randn(T, E, seed=T), A).experts, dtype=dtype, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("T", [1, 3, 80])
+def test_experts_of_whole_vectors(T: int, kind: str) -> None:
+    """Sizes at which a CPU takes int8 weights as they are; 80 tokens give some expert more rows than that is for."""
+    check(moe_route(randn(T, E, seed=T), A).experts, dtype=torch.bfloat16, kind=kind, dim=64, inner=96)
 
 
 @pytest.mark.parametrize("T", [1, 3, 17])
