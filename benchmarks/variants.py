@@ -4,7 +4,8 @@ Triton compiles a kernel anew for other constants, and for arguments of another 
 multiple of 16, a pointer aligned to 16 bytes, None. A variant that first turns up in the middle of a request costs
 that request a second. So whatever changes from step to step is left unspecialised (`do_not_specialize`), and what
 is left is counted here: the published model, without values, goes through steps of all kinds, with index tensors at
-odd places as in one packed upload. Exits with 1 where the count is not the one of VARIANTS.
+odd places as in one packed upload. Exits with 1 where the count is not the one of VARIANTS, or where a variant is one
+that no case of `benchmarks.kernels` makes: `benchmarks.aot` would not have compiled it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from unittest import mock
 
 import torch
 
-from benchmarks.aot import CHIPS, Chip, variant
+from benchmarks.aot import CHIPS, Chip, distinct, variant
+from benchmarks.kernels.catalogue import all_cases
 from benchmarks.report import table
 from mdinfer.config import ModelConfig
 from mdinfer.decode_table import decode_table
-from mdinfer.kernels import AttentionBatch, Draws, TokenPlaces, copy_pages, dispatch, sample
+from mdinfer.kernels import AttentionBatch, Draws, TokenPlaces, dispatch, sample
 from mdinfer.kernels._triton.launch import INTERPRETED, Launch, recorded
 from mdinfer.kernels.int4 import INT4
 from mdinfer.kernels.sample import CONTROL_IDS
@@ -84,20 +86,22 @@ def main(argv: list[str] | None = None) -> int:
     if INTERPRETED:
         parser.error("nothing is compiled while TRITON_INTERPRET=1 is set")
     chip = next(chip for chip in CHIPS if chip.capability == options.chip)
-    found = {precision: counted(chip, precision) for precision in PRECISIONS}
-    names = sorted({*VARIANTS, *(name for counts in found.values() for name in counts)})
+    compiled = {variant(launch, chip) for _, launch in distinct(all_cases(), chip)}
+    found = {precision: served(chip, precision) for precision in PRECISIONS}
+    names = sorted({*VARIANTS, *(name for variants in found.values() for name in variants)})
     rows, faults = [], 0
     for name in names:
         expected, what = VARIANTS.get(name, (0, "not in the table"))
-        counts = [counts.get(name, 0) for counts in found.values()]
-        faults += any(count != expected for count in counts)
-        rows.append([name, expected, *counts, what])
-    print(table(["kernel", "variants", *(f"found, {p}" for p in PRECISIONS), "what differs"], rows))
+        variants = [variants.get(name, set()) for variants in found.values()]
+        uncompiled = len(set().union(*variants) - compiled)
+        faults += uncompiled > 0 or any(len(each) != expected for each in variants)
+        rows.append([name, expected, *map(len, variants), uncompiled, what])
+    print(table(["kernel", "variants", *(f"found, {p}" for p in PRECISIONS), "uncompiled", "what differs"], rows))
     print(f"{sum(expected for expected, _ in VARIANTS.values())} variants of {len(names)} kernels, {faults} faults")
     return 1 if faults else 0
 
 
-def counted(chip: Chip, precision: str) -> dict[str, int]:
+def served(chip: Chip, precision: str) -> dict[str, set[object]]:
     """Variants by kernel, of a model with experts and cache in this precision."""
     with _on(chip) as launches:
         config = ModelConfig.from_dict(
@@ -112,13 +116,12 @@ def counted(chip: Chip, precision: str) -> dict[str, int]:
             side, count = config.vision.crop_size, sum(1 + rows * cols for rows, cols in tilings)
             model.vision(torch.empty(count, side, side, 3, dtype=torch.uint8, device=_META), tilings, 16)
         for count in (1, 2, 16):
-            for whole in (cache.k, cache.v):
-                copy_pages(whole, _index(count, at=count), _index(count, at=1))
+            cache.copy(_index(count, at=count), _index(count, at=1))
     variants: dict[str, set[object]] = defaultdict(set)
     for launch in launches:
         # Few tokens meet int4 experts in kernels of their own, in the place of those for other weights.
         variants[launch.name.replace("_int4_", "_")].add(variant(launch, chip))
-    return {name: len(keys) for name, keys in variants.items()}
+    return dict(variants)
 
 
 @contextmanager
