@@ -36,11 +36,17 @@ def _check(result: Result) -> Iterator[str]:
 
 def _speed(result: Result) -> Iterator[str]:
     records = result["results"]
-    bars = [record for record in records if record["reached"] is not None]
-    yield f"{sum(record['reached'] for record in bars)} of {len(bars)} bars reached"
-    missed = [f"{r['case']} {r['share']:.0%} < {r['bar']:.0%} of {r['of']}" for r in bars if not r["reached"]]
+    bars = [record for record in records if record["bar"] is not None]
+    yield f"{sum(record['reached'] is True for record in bars)} of {len(bars)} bars reached"
+    missed = [f"{r['case']} {r['share']:.0%} < {r['bar']:.0%} of {r['of']}" for r in bars if r["reached"] is False]
+    untold = [r["case"] for r in bars if r["reached"] is None]
     slower = [r["case"] for r in records if r["ms"] and any(ms < r["ms"] for ms in r["rivals"].values())]
-    for what, names in (("missed", missed), ("a library is faster at", slower), ("failed", _failed(records))):
+    for what, names in (
+        ("missed", missed),
+        ("open", untold),
+        ("a library is faster at", slower),
+        ("failed", _failed(records)),
+    ):
         if names:
             yield f"{what} {', '.join(names)}"
 

@@ -20,10 +20,12 @@ from mdinfer.kernels.quantise import quantise_rows_torch
 H, K, L = 32, 64, 32  # heads, their dims, slots of a page
 IMAGE, TEXT = 730, 45  # positions of an image block with BOS, and of a question
 FP8 = torch.float8_e4m3fn
+_OTHERS = {"float16": torch.float16, "float32": torch.float32}
 _WHY = (
     "the output is rounded to bfloat16 by 2^-8 of its size at most, 0.29 * 2^-7 on average; the weights before it "
     "too, apart from each other, so that the sum over keys errs by less"
 )
+_FLOAT32, _FLOAT32_WHY = 1e-5, "sums of up to some thousand numbers in float32, each rounded by 2^-24"
 _CACHE_WHY = "fp8 rows err by 2^-4 / sqrt(3) at most, and both bodies round the same numbers, apart from near-ties"
 
 
@@ -31,15 +33,18 @@ def cases() -> list[Case]:
     return [
         *(_decode([context] * B, torch.bfloat16) for B in (1, 4, 16, 64) for context in (800, 2000)),
         *(_decode([800] * B, FP8) for B in (1, 64)),
-        _decode([800] * 64, torch.float16, torch.float16),
+        *(_decode([800] * 64, dtype, dtype) for dtype in (torch.float16, torch.float32)),
         *(_decode(_ragged(B), stored) for B in (4, 64) for stored in (torch.bfloat16, FP8)),
         _prefill("775", [(0, IMAGE + TEXT)]),
         _prefill("775-fp8", [(0, IMAGE + TEXT)], FP8),
         _prefill("8x775", [(0, IMAGE + TEXT)] * 8),
+        _prefill("8x775-fp8", [(0, IMAGE + TEXT)] * 8, FP8),
+        *(_prefill(f"775-{name}", [(0, IMAGE + TEXT)], t, t) for name, t in _OTHERS.items()),
         _prefill("45-resumed", [(IMAGE, IMAGE + TEXT)]),
         _prefill("8x45-resumed", [(IMAGE, IMAGE + TEXT)] * 8),
         _prefill("8x45-resumed-fp8", [(IMAGE, IMAGE + TEXT)] * 8, FP8),
         *(_epilogue(T, stored) for T in (1, 16, 64, 775, 6200) for stored in (torch.bfloat16, FP8)),
+        *(_epilogue(775, t, t) for t in _OTHERS.values()),
         *(_copy(count, stored) for count in (1, 8) for stored in (torch.bfloat16, FP8)),
     ]
 
@@ -78,7 +83,7 @@ def _run(q: torch.Tensor, layer: LayerCache, batch: AttentionBatch, *_: Any) -> 
 
 
 def _twin(q: torch.Tensor, layer: LayerCache, batch: AttentionBatch, *_: Any) -> torch.Tensor:
-    return paged_attention_torch(q.float(), layer, batch)
+    return paged_attention_torch(q.double(), layer, batch)
 
 
 def _ragged(B: int) -> list[int]:
@@ -109,23 +114,28 @@ def _decode(contexts: list[int], stored: torch.dtype, dtype: torch.dtype = torch
         inputs=inputs,
         run=_run,
         twin=_twin,
-        bound=6e-3,
-        why=_WHY,
+        bound=_FLOAT32 if dtype == torch.float32 else 6e-3,
+        why=_FLOAT32_WHY if dtype == torch.float32 else _WHY,
         rivals={f"sdpa, keys in one run{'' if even else ', all of the longest'}": sdpa},
         bytes=2 * H * sum(contexts) * row,
         flops=4 * H * sum(contexts) * K,
-        bar=("bytes", 0.75) if B == 64 else None,
+        bar=("bytes", 0.75) if B == 64 and dtype != torch.float32 else None,
     )
 
 
-def _prefill(shape: str, spans: list[tuple[int, int]], stored: torch.dtype = torch.bfloat16) -> Case:
+def _prefill(
+    shape: str,
+    spans: list[tuple[int, int]],
+    stored: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Case:
     T = sum(end - start for start, end in spans)
 
     def inputs(device: torch.device) -> Inputs:
         batch = _batch(spans, device)
         layer = _cache(batch.pages.numel(), stored, device)
-        plain = [randn(len(spans), H, IMAGE + TEXT, K, device=device) for _ in "kv"]
-        return randn(T, H, K, device=device), layer, batch, *plain
+        plain = [randn(len(spans), H, IMAGE + TEXT, K, device=device, dtype=dtype) for _ in "kv"]
+        return randn(T, H, K, device=device, dtype=dtype), layer, batch, *plain
 
     def shaped(q: torch.Tensor) -> torch.Tensor:
         return q.view(len(spans), -1, H, K).transpose(1, 2)
@@ -138,7 +148,7 @@ def _prefill(shape: str, spans: list[tuple[int, int]], stored: torch.dtype = tor
         call, mask = _flex(spans[0], str(q.device))
         return call(shaped(q), k, v, block_mask=mask)
 
-    whole = spans[0][0] == 0
+    whole = spans[0][0] == 0 and dtype != torch.float32  # which flash attention does not have
     pairs = sum(max(p + 1, IMAGE) for start, end in spans for p in range(start, end))
     row = K * stored.itemsize + (4 if stored == FP8 else 0)
     return Case(
@@ -147,10 +157,10 @@ def _prefill(shape: str, spans: list[tuple[int, int]], stored: torch.dtype = tor
         inputs=inputs,
         run=_run,
         twin=_twin,
-        bound=6e-3,
-        why=_WHY,
+        bound=_FLOAT32 if dtype == torch.float32 else 6e-3,
+        why=_FLOAT32_WHY if dtype == torch.float32 else _WHY,
         rivals={"flex attention": flex} | ({"sdpa flash, causal, no image block": flash} if whole else {}),
-        bytes=2 * H * (2 * K * T + row * sum(end for _, end in spans)),
+        bytes=2 * H * (dtype.itemsize * K * T + row * sum(end for _, end in spans)),
         flops=4 * H * K * pairs,
         bar=("sdpa flash, causal, no image block", 0.9) if shape == "775" else None,
     )
@@ -170,9 +180,10 @@ def _flex(span: tuple[int, int], device: str) -> tuple[Any, Any]:
     return torch.compile(flex_attention), create_block_mask(sees, None, None, count, end, device=device)
 
 
-def _epilogue(T: int, stored: torch.dtype) -> Case:
-    X = 3 * H * K
-    count = -(-T // L) + 1
+def _epilogue(T: int, stored: torch.dtype, dtype: torch.dtype = torch.bfloat16) -> Case:
+    X, size = 3 * H * K, dtype.itemsize
+    count, exact = -(-T // L) + 1, dtype == torch.float32
+    name = {torch.bfloat16: "bf16", FP8: "fp8"}.get(stored, str(stored).removeprefix("torch."))
 
     def inputs(device: torch.device) -> Inputs:
         at = torch.arange(T)
@@ -182,8 +193,8 @@ def _epilogue(T: int, stored: torch.dtype) -> Case:
             page=(at // L).to(device),
             slot=(at % L).to(device),
         )
-        weights = randn(2 * H, X, device=device, scale=X**-0.5), randn(H, device=device, dtype=torch.float32)
-        return randn(T, X, device=device), *weights, places, _cache(count, stored, device)
+        tau = randn(2 * H, X, device=device, dtype=dtype, scale=X**-0.5), randn(H, device=device, dtype=torch.float32)
+        return randn(T, X, device=device, dtype=dtype), *tau, places, _cache(count, stored, device)
 
     def seen(q: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
         """What the call leaves behind; of fp8 the numbers, since two nearly equal ones may be rounded apart."""
@@ -196,17 +207,17 @@ def _epilogue(T: int, stored: torch.dtype) -> Case:
     row = K * stored.itemsize + (4 if stored == FP8 else 0)
     return Case(
         op="qkv_epilogue",
-        shape=f"{T}-{'fp8' if stored == FP8 else 'bf16'}",
+        shape=f"{T}-{name}",
         inputs=inputs,
         run=lambda z, wqwv, alpha, places, cache: qkv.qkv_epilogue(z, wqwv, alpha, places, cache, None),
         seen=seen,
         twin=twin,
-        bound=1e-2 if stored == FP8 else 6e-3,
-        why=_CACHE_WHY if stored == FP8 else _WHY,
+        bound=_FLOAT32 if exact else 1e-2 if stored == FP8 else 6e-3,
+        why=_FLOAT32_WHY if exact else _CACHE_WHY if stored == FP8 else _WHY,
         rivals={},
-        bytes=2 * T * (X + H * K) + 2 * T * H * row + 2 * 2 * H * X,
+        bytes=size * T * (X + H * K) + 2 * T * H * row + size * 2 * H * X,
         flops=2 * T * X * 2 * H,
-        bar=("bytes", 0.8) if T > 512 else None,
+        bar=("bytes", 0.8) if T > 512 and not exact else None,
     )
 
 

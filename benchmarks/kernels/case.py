@@ -25,7 +25,7 @@ class Case:
     rivals   library operations that do the same work (or, said in the name, less of it)
     bytes    that have to move, once each way, and `flops` that have to be done
     bar      what to reach on an H100: a share of the chip's copy bandwidth ("bytes"), of its bfloat16 matmul rate
-             ("flops"), or of the speed of a rival (its name)
+             ("flops"), or of the speed of the fastest of the rivals whose names begin so
     """
 
     op: str

@@ -25,6 +25,7 @@ _WHY_ROWS = "values near a tie may be rounded the other way, by a whole step of 
 def cases() -> list[Case]:
     return [
         *(_product(rows, *shape) for rows in (1, 4, 16) for shape in _DECODER),
+        _product(1, 2048, 8192, biased=False),  # its bias comes with the GELU
         *(_product(rows, *shape) for rows in (64, 775, 6200) for shape in _DECODER),
         *(_product(9 * 729, *shape) for shape in _TOWER),
         *(_product(729, *shape) for shape in ((2304, 8192), (8192, 2048))),
@@ -33,17 +34,19 @@ def cases() -> list[Case]:
     ]
 
 
-def _product(rows: int, inputs: int, outputs: int) -> Case:
+def _product(rows: int, inputs: int, outputs: int, *, biased: bool = True) -> Case:
     few = rows <= FEW_ROWS
 
     def make(device: torch.device) -> Inputs:
         weight = randn(outputs, inputs, device=device, dtype=torch.float8_e4m3fn)
         scale = torch.full((outputs,), inputs**-0.5, device=device)
         rival = torch.empty(outputs, inputs, device=device, dtype=torch.bfloat16).copy_(weight)
-        x, bias = randn(rows, inputs, device=device), randn(outputs, device=device)
+        x, bias = randn(rows, inputs, device=device), randn(outputs, device=device) if biased else None
         return x, weight, scale, bias, rival, quantise_rows_torch(x)
 
-    def run(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *_: Any) -> torch.Tensor:
+    def run(
+        x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, *_: Any
+    ) -> torch.Tensor:
         if few:
             return compiled.few_rows(x, weight, scale, bias)
         q, q_scale = quantise.quantise_rows(x)
@@ -55,10 +58,10 @@ def _product(rows: int, inputs: int, outputs: int) -> Case:
     }
     return Case(
         op="linear_fp8",
-        shape=f"{rows}x{inputs}x{outputs}-bf16",
+        shape=f"{rows}x{inputs}x{outputs}-bf16" + ("" if biased else "-unbiased"),
         inputs=make,
         run=run,
-        twin=lambda x, w, s, b, *_: linear_fp8_torch(x.float(), w, s, b.float()),
+        twin=lambda x, w, s, b, *_: linear_fp8_torch(x.float(), w, s, b.float() if biased else None),
         bound=4e-3 if few else 1.2e-2,
         why=_WHY_FEW if few else _WHY_MANY,
         rivals=rivals,

@@ -14,9 +14,9 @@ from mdinfer.kernels.moe import Activations, grouped, moe_experts_torch, moe_rou
 from mdinfer.kernels.quantise import quantise_rows_torch
 
 _MODEL = (2048, 64, 8, 1024)  # D, E, A, I
-_BYTES = {"bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 4 / 128}  # of a weight
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 4 / 128}  # of a weight
 _TINY = ((128, 8, 2, 64), (256, 64, 8, 32))
-_TOKENS = (1, 2, 4, 8, 16, 64, 256, 775, 2048, 4096, 8192)
+_TOKENS = (1, 2, 4, 8, 16, 64, 128, 256, 775, 2048, 4096, 8192)  # 128 alone has tiles of 32 rows
 _WHY = "the activation, each row and the result are rounded to bfloat16, by 0.29 * 2^-7 on average"
 _WHY_INT4 = _WHY + "; for many tokens weights too"
 _WHY_FP8 = "and one activation in 16 comes to lie near enough to a tie to be rounded to the next e4m3 value"
@@ -27,8 +27,10 @@ def cases() -> list[Case]:
         *(_route(T) for T in (1, 8, 64, 775, 4096, 8192)),
         *(_experts(T, kept) for kept in ("bf16", "fp8", "int4") for T in _TOKENS),
         *(_experts(T, "fp8", "fp8") for T in _TOKENS if T > 8),
+        *(_experts(T, "fp32") for T in (1, 64)),
         *(_quantise(rows, width) for rows, width in ((4096, 2048), (8 * 4096, 1024))),
         *(_experts(T, kept, sizes=sizes) for kept in ("bf16", "int4") for sizes in _TINY for T in (1, 17, 745)),
+        *(_experts(T, "fp8", "fp8", sizes) for sizes in _TINY for T in (17, 745)),
     ]
 
 
@@ -58,12 +60,12 @@ def _route(T: int) -> Case:
 
 def _experts(T: int, kept: str, activations: Activations = "plain", sizes: tuple[int, int, int, int] = _MODEL) -> Case:
     D, E, A, inner = sizes
-    many = grouped(T, A, E)
+    many, dtype = grouped(T, A, E), torch.float32 if kept == "fp32" else torch.bfloat16
 
     def inputs(device: torch.device) -> Inputs:
         experts, weights, counts = moe_route(randn(T, E, device=device), A, None)
         routing = Routing(experts=experts, weights=weights, counts=counts)
-        return randn(T, D, device=device), routing, _weights(sizes, kept, device)
+        return randn(T, D, device=device, dtype=dtype), routing, _weights(sizes, kept, device)
 
     def run(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
         if many:
@@ -75,21 +77,31 @@ def _experts(T: int, kept: str, activations: Activations = "plain", sizes: tuple
             weights = ExpertWeights(fc1=weights.fc1.float(), fc2=weights.fc2.float())
         return moe_experts_torch(x.float(), routing, weights, activations)
 
+    bound, why = 6e-3, _WHY
+    if kept == "fp32":
+        bound, why = 1e-5, "sums of 2048 and 1024 products in float32, each rounded by 2^-24"
+    elif activations == "fp8":
+        bound, why = 3e-2, _WHY_FP8
+    elif kept == "int4":
+        why = _WHY_INT4
     touched, weight_bytes = E * (1 - (1 - A / E) ** T), 3 * D * inner * _BYTES[kept]
-    dtypes = kept if kept == "bf16" else f"{kept}x{'fp8' if activations == 'fp8' else 'bf16'}"
+    dtypes = kept if kept in ("fp32", "bf16") else f"{kept}x{'fp8' if activations == 'fp8' else 'bf16'}"
     full_size = sizes == _MODEL
+    bar = None
+    if full_size and kept != "fp32":
+        bar = ("bytes", 0.75) if not many else ("flops", 0.6) if T >= 4096 else None
     return Case(
         op="moe_experts",
         shape=f"{T}x{D}-{E}x{inner}-top{A}-{dtypes}",
         inputs=inputs,
         run=run,
         twin=twin,
-        bound=3e-2 if activations == "fp8" else 6e-3,
-        why=_WHY_FP8 if activations == "fp8" else _WHY_INT4 if kept == "int4" else _WHY,
+        bound=bound,
+        why=why,
         rivals=_rivals(kept, many) if full_size else {},
-        bytes=round(touched * weight_bytes) + 2 * 2 * T * D,
+        bytes=round(touched * weight_bytes) + 2 * dtype.itemsize * T * D,
         flops=2 * 3 * T * A * D * inner,
-        bar=("bytes", 0.75) if not many and full_size else ("flops", 0.6) if T >= 4096 else None,
+        bar=bar,
     )
 
 
@@ -98,9 +110,10 @@ def _weights(sizes: tuple[int, int, int, int], kept: str, device: torch.device) 
     if kept == "int4":
         (fc1, scale1), (fc2, scale2) = _int4(E, 2 * inner, D, device=device), _int4(E, D, inner, device=device)
         return ExpertWeights(fc1=fc1, fc2=fc2, fc1_scale=scale1, fc2_scale=scale2)
-    if kept == "bf16":
-        fc1 = randn(E, 2 * inner, D, device=device, scale=D**-0.5)
-        return ExpertWeights(fc1=fc1, fc2=randn(E, D, inner, device=device, scale=inner**-0.5))
+    if kept in ("fp32", "bf16"):
+        dtype = torch.float32 if kept == "fp32" else torch.bfloat16
+        fc1 = randn(E, 2 * inner, D, device=device, dtype=dtype, scale=D**-0.5)
+        return ExpertWeights(fc1=fc1, fc2=randn(E, D, inner, device=device, dtype=dtype, scale=inner**-0.5))
     scales = (
         torch.full(shape, fan_in**-0.5, device=device) for shape, fan_in in (((E, 2 * inner), D), ((E, D), inner))
     )

@@ -32,6 +32,8 @@ def cases() -> list[Case]:
             ("1-coord", [coord]),
             ("1-size", [size]),
             ("64-mixed", [coord, coord, size, text] * 16),
+            ("32-images", [text, *[image] * 31]),
+            ("775-text", [text] * 770 + [coord] * 4 + [size]),
             ("775-prompt", [text, *[image] * 729, *[text] * 40, coord, coord, coord, coord, size]),
         )),
     ]  # fmt: skip

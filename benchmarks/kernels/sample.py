@@ -12,7 +12,7 @@ from mdinfer.kernels._triton import sample
 from mdinfer.kernels.sample import CONTROL_IDS, sample_torch
 
 _VOCABULARY = 51200
-_GREEDY_WHY = "the largest logit is exact"
+_GREEDY_WHY = "the largest logit is exact; log-probabilities are sums in float32"
 _DRAWN_WHY = "float32 sums put a few draws in a thousand next to the edge of a stretch of the unit interval"
 
 
@@ -23,7 +23,9 @@ def cases() -> list[Case]:
         *(_case(B, _VOCABULARY, State.REASONING, drawn=True) for B in (1, 16, 64, 256)),
         _case(1, _VOCABULARY, State.ANSWER, drawn=True, top_p=1.0),
         _case(1, _VOCABULARY, State.ANSWER, drawn=True, scale=1.0),
-        _case(64, _VOCABULARY, State.ANSWER, drawn=True, logprobs=5),
+        *(_case(64, _VOCABULARY, State.ANSWER, drawn=drawn, logprobs=5) for drawn in (False, True)),
+        _case(64, CONTROL_IDS, State.DETECT_X, drawn=True),
+        *(_case(64, CONTROL_IDS, State.DETECT_X, drawn=drawn, logprobs=5) for drawn in (False, True)),
         _case(1, _VOCABULARY, State.ANSWER, drawn=True, dtype=torch.float32),
     ]
 
@@ -70,7 +72,7 @@ def _case(
         inputs=inputs,
         run=lambda *args: results(sample.sample(*args)),
         twin=lambda *args: results(sample_torch(*args)),
-        bound=0.05 if drawn else 0.0,
+        bound=0.05 if drawn else 0.0 if logprobs is None else 1e-5,
         why=_DRAWN_WHY if drawn else _GREEDY_WHY,
         rivals={"torch sort": top_p_by_sort} if drawn else {"torch argmax": lambda logits, *_: logits.argmax(dim=-1)},
         bytes=B * V * width * (2 if drawn else 1),

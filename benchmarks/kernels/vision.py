@@ -13,36 +13,42 @@ from mdinfer.kernels._triton import patches, pooling, vision_attention
 
 SIDE, PATCH, PADDED, POSITIONS, WIDTH, HEADS, MARGIN = 378, 14, 592, 729, 1152, 16, 4
 _BYTES = 2  # bfloat16
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def cases() -> list[Case]:
     return [
         *(_crop_attention(crops) for crops in (2, 9, 13, 64)),
+        *(_crop_attention(2, dtype) for dtype in (torch.float16, torch.float32)),
         *(_crop_patches(crops) for crops in (2, 13, 64)),
         *(_joined_map(tiling) for tiling in ((1, 1), (2, 4), (3, 4), (1, 12))),
     ]
 
 
-def _crop_attention(crops: int) -> Case:
+def _crop_attention(crops: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    exact = dtype == torch.float32
+
     def inputs(device: torch.device) -> Inputs:
-        return (randn(crops, POSITIONS, 3 * WIDTH, device=device),)
+        return (randn(crops, POSITIONS, 3 * WIDTH, device=device, dtype=dtype),)
 
     return Case(
         op="crop_attention",
-        shape=f"{crops}x{POSITIONS}x{HEADS}x{WIDTH // HEADS}-bf16",
+        shape=f"{crops}x{POSITIONS}x{HEADS}x{WIDTH // HEADS}-{_NAMES[dtype]}",
         inputs=inputs,
         run=lambda qkv: vision_attention.crop_attention(qkv, HEADS),
-        twin=lambda qkv: vision.crop_attention_torch(qkv.float(), HEADS),
-        bound=4e-3,
-        why="weights and results are each rounded to bfloat16, by 0.29 * 2^-8 of their size on average",
-        rivals={
+        twin=lambda qkv: vision.crop_attention_torch(qkv.double(), HEADS),
+        bound=1e-5 if exact else 4e-3,
+        why="weights and results are each rounded to bfloat16, by 0.29 * 2^-8 of their size on average; float32 within",
+        rivals={}
+        if exact
+        else {
             "sdpa flash": _sdpa(SDPBackend.FLASH_ATTENTION),
             "sdpa cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
             "sdpa efficient": _sdpa(SDPBackend.EFFICIENT_ATTENTION),
         },
-        bytes=4 * _BYTES * crops * POSITIONS * WIDTH,
+        bytes=4 * dtype.itemsize * crops * POSITIONS * WIDTH,
         flops=4 * crops * POSITIONS**2 * WIDTH,
-        bar=("sdpa flash", 1.0),
+        bar=None if exact else ("sdpa", 1.0),
     )
 
 

@@ -53,8 +53,8 @@ def product_config(
     block_n, narrow, warps = _FLOAT32 if dtype == torch.float32 else CUTS[block_m]
     int4 = weight_dtype == INT4
     if weight_dtype.itemsize == 1 and halves == 2:
-        # Conversions of e4m3 by integer operations take the registers.
-        block_n = narrow if int4 or target.native_fp8 else narrow // 2
+        # Conversions of e4m3 by integer operations take the registers, those of rows too.
+        block_n = narrow if int4 or target.native_fp8 else 32 if fp8 else narrow // 2
     if fp8 and block_m == 16 and halves == 1 and not target.asynchronous_dot:
         block_n //= 2  # with 64 rows of e4m3, Triton 3.6 spills two registers on sm_120
     block_n = max(16, min(block_n, power_of_2(N)))

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.float8 import bits
-from mdinfer.kernels._triton.launch import assert_dense, dot_type, launch, target_of
+from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, target_of
 from mdinfer.kernels._triton.moe_configs import SUM, block_rows, product_config
 from mdinfer.kernels._triton.moe_int4 import ONE, int4_product, words
 from mdinfer.kernels._triton.moe_math import gate, to_float
@@ -163,8 +163,6 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
         "INT4": experts.int4,
         "NATIVE": target.native_fp8,
         "DOT": tl.float8e4nv if native_dot else dot_type(x.dtype),
-        # Hopper adds up fp8 products in fewer bits than float32 has; every so many terms go to a float32 sum.
-        "IMPRECISE": 128 if native_dot and target.capability == 90 else None,
     }
     sizes = {"D": D, "INNER": inner, **meaning}
     h = torch.empty(rows, inner, dtype=x.dtype, device=x.device)
@@ -176,17 +174,27 @@ def moe_experts(x: torch.Tensor, routing: Routing, experts: ExpertWeights, activ
     config = product_config(target, block_m, inner, D, x.dtype, stored, fp8, halves=2)
     grid = (tiles * triton.cdiv(inner, config.blocks["BLOCK_N"]),)
     args = (bits(taken), taken_scale, fc1, scale, order.pair, order.tiles, h, ONE, tiles, A)
-    launch(grouped_fc1_kernel, grid, *args, **sizes, config=config)
+    imprecise = _imprecise(target, config) if native_dot else None
+    launch(grouped_fc1_kernel, grid, *args, **sizes, IMPRECISE=imprecise, config=config)
 
     fc2, scale, weights = bits(experts.fc2), _scale(experts, experts.fc2_scale), routing.weights.contiguous()
     taken, taken_scale = quantise_rows(h) if fp8 else (h, None)
     config = product_config(target, block_m, D, inner, x.dtype, stored, fp8, halves=1)
     grid = (tiles * triton.cdiv(D, config.blocks["BLOCK_N"]),)
     args2 = (bits(taken), taken_scale, fc2, scale, weights, order.pair, order.tiles, y, ONE, tiles)
-    launch(grouped_fc2_kernel, grid, *args2, **sizes, config=config)
+    imprecise = _imprecise(target, config) if native_dot else None
+    launch(grouped_fc2_kernel, grid, *args2, **sizes, IMPRECISE=imprecise, config=config)
 
     launch(sum_choices_kernel, (T, triton.cdiv(D, SUM.blocks["BLOCK"])), y, out, D=D, A=A, config=SUM)
     return out
+
+
+def _imprecise(target: Target, config: Config) -> int | None:
+    """Terms of an fp8 product until they go to a float32 sum: Hopper adds them up in fewer bits than that has.
+
+    Triton takes no more of them than one step of the product has.
+    """
+    return min(128, config.blocks["BLOCK_K"]) if target.capability == 90 else None
 
 
 def _scale(experts: ExpertWeights, scale: torch.Tensor | None) -> torch.Tensor | None:

@@ -16,20 +16,20 @@ _WORDS = {8: torch.int64, 1: torch.uint8}
 
 
 @triton.jit(do_not_specialize=["source_ptr", "into_ptr"])
-def copy_pages_kernel(cache_ptr, source_ptr, into_ptr, pages, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def copy_pages_kernel(cache_ptr, source_ptr, into_ptr, pages, size, BLOCK: tl.constexpr):
     copy, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)  # with int32 pages too, places are int64
     source, into = tl.load(source_ptr + copy), tl.load(into_ptr + copy)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < SIZE
-    words = tl.load(cache_ptr + (layer * pages + source) * SIZE + at, mask=inside)
-    tl.store(cache_ptr + (layer * pages + into) * SIZE + at, words, mask=inside)
+    inside = at < size
+    words = tl.load(cache_ptr + (layer * pages + source) * size + at, mask=inside)
+    tl.store(cache_ptr + (layer * pages + into) * size + at, words, mask=inside)
 
 
 def copy_pages(cache: torch.Tensor, source: torch.Tensor, into: torch.Tensor) -> None:
     layers, pages = cache.shape[:2]
-    size = math.prod(cache.shape[2:]) * cache.element_size()
-    word = 8 if size % 8 == 0 else 1
+    nbytes = math.prod(cache.shape[2:]) * cache.element_size()
+    word = 8 if nbytes % 8 == 0 else 1
     words = cache.view(layers, pages, -1).view(_WORDS[word])
-    config = CONFIGS[word]
-    grid = (-(-size // word // config.blocks["BLOCK"]), len(source), layers)
-    launch(copy_pages_kernel, grid, words, source, into, pages, SIZE=size // word, config=config)
+    size, config = nbytes // word, CONFIGS[word]  # an argument, so that numbers and their scales share what is compiled
+    grid = (-(-size // config.blocks["BLOCK"]), len(source), layers)
+    launch(copy_pages_kernel, grid, words, source, into, pages, size, config=config)

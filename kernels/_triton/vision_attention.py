@@ -157,6 +157,6 @@ def config_of(target: Target, dtype: torch.dtype, P: int, K: int) -> Config:
     elif dtype == torch.float32:
         chosen = FLOAT32
     else:
-        chosen = WIDE if K > 128 else CONFIGS[max(c for c in CONFIGS if c <= target.capability)]
+        chosen = WIDE if K > 128 else CONFIGS[max((c for c in CONFIGS if 0 < c <= target.capability), default=86)]
     most = max(_LEAST, power_of_2(P))
     return Config({name: min(size, most) for name, size in chosen.blocks.items()}, chosen.warps, chosen.stages)

@@ -31,7 +31,7 @@ def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "benchmark": "speed",
             "results": [
                 kernel | {"bar": 0.75, "of": "bytes"},
-                {"case": "k[2]", "fault": "broken", "ms": None, "rivals": {}, "reached": None},
+                {"case": "k[2]", "fault": "broken", "ms": None, "rivals": {}, "reached": None, "bar": 0.9},
             ],
         },
     }
@@ -41,5 +41,6 @@ def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.main([str(path) for path in paths]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "check: 1 of 2 cases within their bounds; not b",
-        "speed: 0 of 1 bars reached; missed k[1] 40% < 75% of bytes; a library is faster at k[1]; failed k[2]",
+        "speed: 0 of 2 bars reached; missed k[1] 40% < 75% of bytes; open k[2]; a library is faster at k[1]; "
+        "failed k[2]",
     ]

@@ -44,6 +44,12 @@ def test_a_bar_without_its_rival_is_open() -> None:
     assert (record["reached"], record["failed_rivals"]) == (None, {"library": "broken"})
 
 
+def test_a_bar_may_name_several_rivals_of_which_the_fastest_counts() -> None:
+    times = {"sdpa flash": 2.0, "sdpa cudnn": 1.0, "sdpa efficient": None, "other": 0.1}
+    assert judged(2.0, times, bar=("sdpa", 1.0))["share"] == pytest.approx(0.5)
+    assert judged(2.0, times, bar=("sdpa flash", 1.0))["share"] == pytest.approx(1.0)
+
+
 def test_a_kernel_that_fails() -> None:
     record = judged(None, {"library": 1.0}, bytes=10**9, bar=("bytes", 0.5))
     assert (record["ms"], record["share"], record["reached"], record["fault"]) == (None, None, None, "broken")
@@ -80,7 +86,8 @@ def test_the_copy_moves_as_many_bytes() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A rival that fails is told; a kernel that fails is a fault."""
     good = case(bytes=4096, bar=("bytes", 1e9), rivals={"none": lambda x: x.nonsense(), "torch": lambda x: x + x})
-    monkeypatch.setitem(catalogue.FAMILIES, "fake", lambda: [good, case("broken", lambda x: x.nonsense())])
+    broken_case = case("broken", lambda x: x.nonsense(), bar=("torch", 0.9))
+    monkeypatch.setitem(catalogue.FAMILIES, "fake", lambda: [good, broken_case])
     monkeypatch.setattr("benchmarks.kernels.command.FAMILIES", catalogue.FAMILIES)
     path = tmp_path / "speed.json"
     fake = ["--device", "cpu", "--family", "fake", "--json", str(path)]
@@ -94,6 +101,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert result["ceilings"]["bytes_per_s"] > 0
     printed = capsys.readouterr().out
     assert "MISSED double[4x64]" in printed and "no rival none for double[4x64]" in printed
-    assert "2 cases, 0 of 1 bars reached, 1 faults" in printed
+    assert "% < 100000000000% bytes" in printed
+    assert "OPEN broken[4x64]: the bar is 90% of torch" in printed
+    assert "2 cases, 0 of 2 bars reached, 1 faults" in printed
     assert speed.main([*fake, "--case", "double", "--no-rivals"]) == 0
     assert json.loads(path.read_text())["results"][0]["rivals"] == {}

@@ -101,6 +101,10 @@ def test_any_number_of_decoding_sequences(count: int, splits: int, device: torch
     assert run(body, decoding(*range(5, 5 + count)), K=64, device=device) < FLOAT32
 
 
+def test_no_sequences(device: torch.device) -> None:
+    assert run(body, [], K=64, device=device) == 0
+
+
 @pytest.mark.parametrize("sequences", [[], decoding(7), [causal(0, 5), *decoding(9)]], ids=["alone", "one", "mixed"])
 def test_rows_that_stand_for_nothing_are_zero(sequences: Sequence[Queries], splits: int, device: torch.device) -> None:
     assert run(body, sequences, K=64, empty=3, device=device) < FLOAT32

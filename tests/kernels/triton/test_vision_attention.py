@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mdinfer.kernels._triton import vision_attention
-from mdinfer.kernels._triton.launch import Config
+from mdinfer.kernels._triton.launch import Config, Target
 from tests.kernels import vision_twin
 from tests.kernels.compare import randn, rms_ratio, store_error, to_array
 
@@ -86,6 +86,13 @@ def test_nan_stays_in_its_query_or_its_crop(device: torch.device) -> None:
     assert found[0, 7].isnan().all() and found[2].isnan().all()
     found[0, 7] = sound[0, 7]
     assert torch.equal(found[:2], sound[:2])
+
+
+@pytest.mark.parametrize(("capability", "entry"), [(75, 86), (80, 80), (87, 86), (89, 86), (103, 90), (121, 120)])
+def test_a_chip_without_an_entry_takes_that_of_a_lesser_one(capability: int, entry: int) -> None:
+    """And never the interpreter's, whose tiles no chip has room for."""
+    target = Target(capability=capability, processors=40, shared=64 << 10)
+    assert vision_attention.config_of(target, torch.bfloat16, 729, 72) == vision_attention.CONFIGS[entry]
 
 
 def test_no_crops(device: torch.device) -> None:
