@@ -62,6 +62,10 @@ class Crops:
     height: int
     digest: bytes
 
+    @property
+    def count(self) -> int:
+        return len(self.pixels)
+
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
     """(rows, columns) of tiles of `window` pixels for a picture of this size less its outer margins.
@@ -89,6 +93,18 @@ def image_tiling(height: int, width: int, config: VisionConfig) -> tuple[int, in
     """(rows, columns) of tiles for a picture of this size in pixels."""
     margin = _margin(config)
     return select_tiling(height - margin, width - margin, _window(config), config.max_crops)
+
+
+def tiled_size(tiling: tuple[int, int], config: VisionConfig) -> tuple[int, int]:
+    """(height, width) in pixels of the picture that is cut into so many tiles."""
+    (rows, cols), window, margin = tiling, _window(config), _margin(config)
+    return rows * window + margin, cols * window + margin
+
+
+def tile_corners(tiling: tuple[int, int], config: VisionConfig) -> list[tuple[int, int]]:
+    """(y, x) of each tile's first pixel there, row by row."""
+    window = _window(config)
+    return [(row * window, col * window) for row in range(tiling[0]) for col in range(tiling[1])]
 
 
 def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "image") -> Image.Image:
@@ -126,13 +142,16 @@ class OpenedPicture:
     config: VisionConfig
     param: str
 
+    @property
+    def tiling(self) -> tuple[int, int]:
+        return image_tiling(self.rgb.height, self.rgb.width, self.config)
+
     def crops(self) -> Crops:
         """Tile and resize (Pillow's LANCZOS)."""
-        tiling = image_tiling(self.rgb.height, self.rgb.width, self.config)
         try:
             return Crops(
-                pixels=_cut(self.rgb, tiling, self.config),
-                tiling=tiling,
+                pixels=_cut(self.rgb, self.tiling, self.config),
+                tiling=self.tiling,
                 width=self.rgb.width,
                 height=self.rgb.height,
                 digest=self.digest,
@@ -170,17 +189,16 @@ def _window(config: VisionConfig) -> int:
 
 
 def _cut(picture: Image.Image, tiling: tuple[int, int], config: VisionConfig) -> npt.NDArray[np.uint8]:
-    (rows, cols), crop, window, margin = tiling, config.crop_size, _window(config), _margin(config)
+    (rows, cols), crop = tiling, config.crop_size
     pixels = np.empty((1 + rows * cols, crop, crop, 3), np.uint8)
     pixels[0] = np.asarray(picture.resize((crop, crop), Image.Resampling.LANCZOS))
     if tiling == (1, 1):  # the one tile is the whole picture too
         pixels[1] = pixels[0]
         return pixels
-    size = (cols * window + margin, rows * window + margin)
-    resized = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
-    for index in range(rows * cols):
-        y, x = index // cols * window, index % cols * window
-        pixels[1 + index] = resized[y : y + crop, x : x + crop]
+    height, width = tiled_size(tiling, config)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    for tile, (y, x) in zip(pixels[1:], tile_corners(tiling, config), strict=True):
+        tile[:] = resized[y : y + crop, x : x + crop]
     return pixels
 
 

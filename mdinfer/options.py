@@ -36,6 +36,8 @@ class EngineConfig:
     overlap           launch a step before the one before it is read; "auto": on a GPU, where it saves time
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
+    resize            where pictures are resized and cut: "cpu", or "device", which gives the same bytes; what is too
+                      large for that, or waits beyond UNCUT_BYTES (`uncut.py`), is still cut on the CPU
     image_threads     threads that decode and resize pictures; None: one per core, at most 16
     max_image_pixels  pictures with more pixels are refused before they are decoded
     progress          show progress bars on stderr
@@ -57,6 +59,7 @@ class EngineConfig:
     overlap: bool | Literal["auto"] = "auto"
     max_queue: int = 1024
     exif: bool = True
+    resize: Literal["cpu", "device"] = "cpu"
     image_threads: int | None = None
     max_image_pixels: int = 50_000_000
     progress: bool = True
@@ -67,6 +70,7 @@ class EngineConfig:
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("experts", self.experts, ("auto", "bf16", "fp8", "int4"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
+        _choice("resize", self.resize, ("cpu", "device"))
         for name in ("cuda_graphs", "overlap"):
             value = getattr(self, name)
             if value != "auto" and not isinstance(value, bool):

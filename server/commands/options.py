@@ -12,7 +12,7 @@ else:
 
 ENGINE = (
     *("device", "dtype", "experts", "kv_dtype", "kv_memory", "max_batch_size", "max_context", "max_queue"),
-    *("prefill_tokens", "image_threads", "max_image_pixels"),
+    *("prefill_tokens", "resize", "image_threads", "max_image_pixels"),
 )
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
@@ -28,6 +28,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kv-dtype", metavar="T", help="precision of the KV cache: auto, bf16 or fp8")
     group.add_argument("--max-context", type=int, metavar="N", help="positions one sequence may take")
     group.add_argument("--prefill-tokens", type=int, metavar="N", help="positions one step may prefill")
+    group.add_argument("--resize", metavar="WHERE", help="where pictures are resized: cpu or device")
     group.add_argument("--image-threads", type=int, metavar="N", help="threads that decode pictures")
     group.add_argument("--max-image-pixels", type=int, metavar="N", help="larger pictures are refused")
     group.add_argument(
