@@ -55,8 +55,9 @@ def _measured(model: Moondream, options: EngineConfig, *, max_context: int, kv_d
 def worst_steps(model: Moondream, options: EngineConfig, *, max_context: int, kv_dtype: torch.dtype) -> int:
     """A vision pass of as many crops and a prefill of as many positions as a step may have.
 
-    Pictures that the device cuts are as large as one may be: it cuts one after another. All rows sample, with log-probabilities; an image, which is never cut, may take more than `prefill_tokens`, and
-    the rows that decode come on top. Returns the bytes of the cache that this took, which is given back.
+    All rows sample, with log-probabilities; an image, which is never cut, may take more than `prefill_tokens`, and
+    the rows that decode come on top. Where the device cuts pictures up, which it does one after another, there is one
+    of the largest size that it takes. Returns the bytes of the cache that this took, which is given back.
     """
     text, size = model.config.text, options.page_size
     tokens = max(options.prefill_tokens, model.config.vision.positions + 1) + options.max_batch_size

@@ -19,7 +19,7 @@ def table(source: int, target: int) -> ResizeTable:
 
 
 def drawn(kind: str, height: int, width: int, seed: int = 0) -> Pixels:
-    """"noise", or "extremes" of 0 and 255, which overshoot most."""
+    """ "noise", or "extremes" of 0 and 255, which overshoot most."""
     draw = np.random.default_rng(seed)
     if kind == "noise":
         return draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -29,7 +29,8 @@ def drawn(kind: str, height: int, width: int, seed: int = 0) -> Pixels:
 def resized(picture: Pixels, height: int, width: int, *, down_first: bool = False) -> Pixels:
     H, W, _ = picture.shape
     out = resize_lanczos(torch.from_numpy(picture), table(W, width), table(H, height), down_first=down_first)
-    return out.numpy()
+    found: Pixels = out.numpy()
+    return found
 
 
 def pillow(picture: Pixels, *sizes: tuple[int, int]) -> Pixels:
