@@ -25,6 +25,10 @@ CONFIDENCE = 0.95
 _MORE_IS_BETTER = ("_per_s", "ratio", "hits", "per_core")
 _NAMES = ("name", "case", "way")
 _FIGURES = ("_ms", "_s", "_us", "_bytes", *_MORE_IS_BETTER)
+_SETTINGS = (
+    *("model", "precision", "prompt", "tokens", "graphs", "ahead"),
+    *("experts", "kv", "context", "caches", "resize"),
+)
 _SAME = ("device", "threads", "torch", "triton")
 
 
@@ -136,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What makes two files hard to compare."""
     places = [result.get("environment", {}) for result in (old, new)]
-    for key in ("model", "precision", "prompt", "tokens", "graphs", "ahead", "experts", "kv", "context", "caches"):
+    for key in _SETTINGS:
         if old.get(key) != new.get(key):
             yield f"DIFFERENT {key}: {old.get(key)} and {new.get(key)}"
     for key in _SAME:

@@ -23,7 +23,8 @@ def drawn(kind: str, height: int, width: int, seed: int = 0) -> Pixels:
     draw = np.random.default_rng(seed)
     if kind == "noise":
         return draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return draw.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
+    ends: Pixels = draw.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
+    return ends
 
 
 def resized(picture: Pixels, height: int, width: int, *, down_first: bool = False) -> Pixels:
