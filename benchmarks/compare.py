@@ -82,7 +82,7 @@ def _figures(node: Any, path: str) -> Iterator[tuple[tuple[str, str], Figure]]:
             yield (path, key), Figure(value=float(value), band=band(repeats[key]))
         elif number and _is_figure(key):
             yield (path, key), Figure(value=float(value))
-        elif key not in ("repeats", "environment", "needs") or (key == "repeats" and not _lists(value)):
+        elif key not in ("repeats", "environment", "needs", "published") or (key == "repeats" and not _lists(value)):
             yield from _figures(value, path)
 
 

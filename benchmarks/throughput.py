@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if "charts" in options.load:
             result["caches"] = options.caches
             result["charts"] = list(measure_charts(engine, on, options))
+            if known := peers.published(result["environment"]["device"]):
+                result["published"] = peers.records(known)
             _show(result, options)
         stats = engine.stats()
         result["stats"] = {name: getattr(stats, name) for name in stats.__slots__}
