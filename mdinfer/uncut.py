@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mdinfer.image import OpenedPicture, tiled_size
+from mdinfer.image import OpenedPicture, strips, tiled_size
 from mdinfer.kernels import resize_arrays
 from mdinfer.upload import host_buffer
 
@@ -73,7 +73,9 @@ class UncutRoom:
             return None
         try:
             pixels = host_buffer(nbytes, self._device).view(picture.height, picture.width, 3)
-            pixels.numpy()[:] = np.asarray(picture)
+            rows = pixels.numpy()
+            for top, strip in strips(picture):
+                rows[top : top + strip.height] = np.asarray(strip)
             uncut = UncutPicture(pixels=pixels, tiling=opened.tiling, digest=opened.digest)
         except (MemoryError, RuntimeError):  # torch has no class of its own for a host's memory
             self._give(nbytes)
