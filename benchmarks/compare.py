@@ -25,6 +25,10 @@ CONFIDENCE = 0.95
 _MORE_IS_BETTER = ("_per_s", "ratio", "hits", "per_core")
 _NAMES = ("name", "case", "way")
 _FIGURES = ("_ms", "_s", "_us", "_bytes", *_MORE_IS_BETTER)
+_SETTINGS = (
+    *("model", "precision", "prompt", "tokens", "graphs", "ahead"),
+    *("experts", "linears", "kv", "context", "caches", "resize"),
+)
 _SAME = ("device", "threads", "torch", "triton")
 
 
@@ -78,7 +82,7 @@ def _figures(node: Any, path: str) -> Iterator[tuple[tuple[str, str], Figure]]:
             yield (path, key), Figure(value=float(value), band=band(repeats[key]))
         elif number and _is_figure(key):
             yield (path, key), Figure(value=float(value))
-        elif key not in ("repeats", "environment", "needs") or (key == "repeats" and not _lists(value)):
+        elif key not in ("repeats", "environment", "needs", "published") or (key == "repeats" and not _lists(value)):
             yield from _figures(value, path)
 
 
@@ -136,19 +140,7 @@ def main(argv: list[str] | None = None) -> int:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What makes two files hard to compare."""
     places = [result.get("environment", {}) for result in (old, new)]
-    for key in (
-        "model",
-        "precision",
-        "prompt",
-        "tokens",
-        "graphs",
-        "ahead",
-        "experts",
-        "linears",
-        "kv",
-        "context",
-        "caches",
-    ):
+    for key in _SETTINGS:
         if old.get(key) != new.get(key):
             yield f"DIFFERENT {key}: {old.get(key)} and {new.get(key)}"
     for key in _SAME:

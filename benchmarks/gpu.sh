@@ -58,7 +58,7 @@ if [[ $dry ]]; then
   export TRITON_INTERPRET=1
   few=(--family norm --case "layer_norm[1x2048") tests=tests/kernels/triton/test_float8.py golden=(--limit 1)
   model=(--random 20m --dtype float32 --rounds 1)
-  decode=(--batch 1 --prompt 8 --tokens 2 --no-vision) vision=(--crops 2) prefill=(--prompt 20 --requests 1)
+  decode=(--batch 1 --prompt 8 --tokens 2 --no-vision) vision=(--crops 2 --whole 64x48) prefill=(--prompt 20 --requests 1)
   charts=(--clients 1 --answers 2 --least 2 --rounds 1) counted=(--batch 1 --steps 4)
   pictures=(--kind photo-jpeg-850x600 --threads 1 --seconds 0.1 --rounds 1)
 else
@@ -68,7 +68,7 @@ else
   workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8")
   few=() tests=tests/kernels golden=()
   model=(--random full --dtype bfloat16 --rounds 3)
-  decode=(--batch 1 4 16 64 --prompt 800 --tokens 32) vision=() prefill=() counted=() pictures=(--seconds 0.5)
+  decode=(--batch 1 4 16 64 --prompt 800 --tokens 32) vision=(--whole 850x600 4000x3000) prefill=() counted=() pictures=(--seconds 0.5)
   charts=(--random full --dtype bfloat16 --clients 1 4 16 64 --rounds 2)
 fi
 

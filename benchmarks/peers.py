@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # Kestrel, Moondream's own engine: Moondream 3, ChartQA, fp8, prefix cache on, one H100 SXM. By (tokens of an answer,
 # batch): requests/s, and ms to an answer at the median. "Direct" answers have about 3 tokens, reasoning ones about 30.
 _KESTREL_H100 = {
@@ -24,3 +26,11 @@ Its batch is here a number of clients, each with one request under way; by its o
 def published(device: str) -> dict[tuple[int, int], tuple[float, float]] | None:
     """By tokens of an answer and batch; None for chips of which nothing is known."""
     return _KESTREL_H100 if "H100" in device and "PCIe" not in device else None
+
+
+def records(known: dict[tuple[int, int], tuple[float, float]]) -> list[dict[str, Any]]:
+    """The same for a result file."""
+    return [
+        {"engine": "Kestrel", "answers": answers, "clients": batch, "requests_per_s": per_s, "p50_ms": p50}
+        for (answers, batch), (per_s, p50) in known.items()
+    ]

@@ -74,6 +74,8 @@ def _vision(result: Result) -> Iterator[str]:
     yield f"{result['model']}, {result['precision']}"
     for record in result["results"]:
         yield f"{record['name']} {record['vision_ms']:.2f} ms{_of_floor(record, record['vision_ms'])}"
+    for record in result.get("cut", ()):
+        yield f"{record['name']} {record['cut_ms']:.2f} ms"
 
 
 def _prefill(result: Result) -> Iterator[str]:

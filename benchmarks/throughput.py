@@ -140,9 +140,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options.clients = options.clients or ([1, 4, 16, 64] if on_gpu else [1, 4])
     caches: dict[str, Any] = {} if options.caches else {"prefix_cache": False, "image_cache": 0}
     config = EngineConfig(
-        device=options.device, max_batch_size=options.batch, kv_dtype=options.kv, progress=False, **caches
+        device=options.device,
+        max_batch_size=options.batch,
+        kv_dtype=options.kv,
+        resize=options.resize,
+        progress=False,
+        **caches,
     )
-    result = dict(on.header)
+    result = {**on.header, "resize": options.resize}
     with mdinfer.Engine(on.loaded, config) as engine:
         if not options.until_done:
             endless(engine)
@@ -153,6 +158,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if "charts" in options.load:
             result["caches"] = options.caches
             result["charts"] = list(measure_charts(engine, on, options))
+            if known := peers.published(result["environment"]["device"]):
+                result["published"] = peers.records(known)
             _show(result, options)
         stats = engine.stats()
         result["stats"] = {name: getattr(stats, name) for name in stats.__slots__}
@@ -192,6 +199,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Argumen
     subject.add_options(parser, rounds=3, random=None)
     parser.add_argument("--load", nargs="+", choices=("mixed", "charts"), default=["mixed", "charts"])
     parser.add_argument("--batch", type=int, default=64, help="sequences that run together")
+    parser.add_argument("--resize", choices=("cpu", "device"), default="cpu", help="where pictures are resized")
     parser.add_argument("--seed", type=int, default=1)
     charts = parser.add_argument_group("charts")
     charts.add_argument("--clients", type=int, nargs="+", metavar="N", help="1 4 16 64; on a CPU 1 4")

@@ -1,10 +1,12 @@
 """How long the vision tower takes, by crop count: ms, and the least that the chip needs.
 
     python -m benchmarks.vision --random 20m --device cpu --crops 2 9
-    python -m benchmarks.vision --random full --device cuda
+    python -m benchmarks.vision --random full --device cuda --whole 850x600 4000x3000
 
 Crops are uint8 on the host, as the engine has them; their upload, the tower and the projection are timed, decoding and
-resizing are not (see `benchmarks/images.py`). On a GPU passes are replayed as the engine replays them.
+resizing are not (see `benchmarks/images.py`). On a GPU passes are replayed as the engine replays them. `--whole`: how
+long the upload of a whole picture takes and its resizing to crops on the device, with the engine's option
+`resize="device"`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import torch
 from benchmarks import subject
 from benchmarks.report import median, table, write_json
 from benchmarks.subject import Subject
+from mdinfer.config import VisionConfig
 from mdinfer.cuda_graphs import GraphPool, VisionGraphs
 from mdinfer.image import image_tiling
-from mdinfer.upload import upload
+from mdinfer.picture_cutter import PictureCutter
+from mdinfer.uncut import MOST_SHRINK, UncutPicture
+from mdinfer.upload import host_buffer, upload
 
 CROPS = (2, 3, 5, 7, 9, 10, 13)
 
@@ -72,6 +77,45 @@ def measure_vision(
     ]
 
 
+@torch.inference_mode()
+def measure_cut(on: Subject, sizes: list[tuple[int, int]], rounds: int) -> list[dict[str, Any]]:
+    """A record for each (width, height) of whole pictures, of one; sizes take turns, the first round warms up."""
+    config, device, draw = on.model.config.vision, on.model.device, np.random.default_rng(0)
+    cutter, pictures = PictureCutter(config, device), list[UncutPicture]()
+    for width, height in sizes:
+        pixels = host_buffer(3 * width * height, device).view(height, width, 3)
+        pixels.numpy()[:] = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pictures.append(UncutPicture(pixels=pixels, tiling=image_tiling(height, width, config), digest=b""))
+    times: list[list[float]] = [[] for _ in pictures]
+    for turn in range(rounds + 1):
+        for picture, found in zip(pictures, times, strict=True):
+            out = torch.empty(picture.count, config.crop_size, config.crop_size, 3, dtype=torch.uint8, device=device)
+            on.synchronize()
+            start = time.perf_counter()
+            cutter.cut(picture, out)
+            on.synchronize()
+            if turn:
+                found.append(1e3 * (time.perf_counter() - start))
+    return [
+        {
+            "name": f"{picture.width}x{picture.height} to {picture.count} crops",
+            "crops": picture.count,
+            "cut_ms": median(found),
+            "cut_best_ms": min(found),
+            "repeats": {"cut_ms": found},
+        }
+        for picture, found in zip(pictures, times, strict=True)
+    ]
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """ "850x600" -> (850, 600). Raises ValueError, also for what the device does not cut."""
+    width, height = (int(number) for number in text.split("x"))
+    if min(width, height) < 1 or max(width, height) > MOST_SHRINK * VisionConfig().crop_size:
+        raise ValueError(text)
+    return width, height
+
+
 def crops_of(width: int, height: int, on: Subject) -> int:
     """Crops of a picture of this size."""
     rows, cols = image_tiling(height, width, on.model.config.vision)
@@ -85,12 +129,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     subject.add_options(parser, rounds=7)
     parser.add_argument("--crops", type=int, nargs="+", default=list(CROPS), metavar="N", help="of a picture")
     parser.add_argument("--pictures", type=int, default=1, help="that go through together")
+    parser.add_argument(
+        "--whole", type=picture_size, nargs="+", default=[], metavar="WxH", help="pictures to cut on the device"
+    )
     options = parser.parse_args(argv)
     if min(options.crops) < 2 or options.pictures < 1:
         parser.error("a picture has at least 2 crops")
     on = subject.load("vision", options, parser)
     records = measure_vision(on, options.crops, options.pictures, options.rounds)
-    result = {**on.header, "results": records}
+    result: dict[str, Any] = {**on.header, "results": records}
     print(
         table(
             ["crops", "ms", "best", "pictures/s", "floor ms", "of it"],
@@ -106,6 +153,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             ],
         )
     )
+    if options.whole:
+        result["cut"] = measure_cut(on, options.whole, options.rounds)
+        rows = [[record["name"], record["cut_ms"], record["cut_best_ms"]] for record in result["cut"]]
+        print("\n" + table(["upload and resize of", "ms", "best"], rows))
     write_json(options.json, result)
     return result
 

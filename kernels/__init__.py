@@ -23,6 +23,7 @@ from mdinfer.kernels.pages import copy_pages
 from mdinfer.kernels.qkv import TokenPlaces, qkv_epilogue, rope_table
 from mdinfer.kernels.quantise import Float8Rows
 from mdinfer.kernels.region import RegionHeads, decode_coordinate, decode_size, region_values
+from mdinfer.kernels.resize import ResizeTable, resize_arrays, resize_lanczos
 from mdinfer.kernels.sample import DecodeTable, Draws, Sampled, nucleus, sample, uniform
 from mdinfer.kernels.vision import crop_attention, crop_patches, joined_map
 
@@ -34,6 +35,7 @@ __all__ = [
     "Float8Rows",
     "LayerCache",
     "RegionHeads",
+    "ResizeTable",
     "Routing",
     "Sampled",
     "TokenKind",
@@ -65,6 +67,8 @@ __all__ = [
     "paged_attention",
     "qkv_epilogue",
     "region_values",
+    "resize_arrays",
+    "resize_lanczos",
     "rope_table",
     "sample",
     "uniform",

@@ -32,7 +32,7 @@ from mdinfer.errors import (
     RequestFailedError,
 )
 from mdinfer.handle import RequestHandle
-from mdinfer.image import open_picture, read_file
+from mdinfer.image import Crops, OpenedPicture, open_picture, read_file
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
@@ -52,6 +52,7 @@ from mdinfer.skill_calls import SkillCalls
 from mdinfer.skills import Context, compile_request
 from mdinfer.skills.compiled import Picture
 from mdinfer.task import Task
+from mdinfer.uncut import UncutPicture, UncutRoom
 from mdinfer.warm_up import warm_up_requests
 from mdinfer.workspace import workspace_bytes
 
@@ -118,6 +119,7 @@ class Engine(SkillCalls):
         self._most_tasks = options.max_queue + options.max_batch_size
         self._room = threading.Condition()
         self._pictures = PictureStore(options.image_cache)
+        self._uncut = UncutRoom(model.device) if options.resize == "device" else None
         pool = PagePool(pages, options.page_size)
         scheduler = Scheduler(
             pool,
@@ -403,7 +405,12 @@ class Engine(SkillCalls):
         known = self._pictures.known(opened.digest, namespace) if namespace is not None else None
         if file is not None and namespace is not None:
             self._pictures.found(file, opened.digest, namespace)
-        return known or LoadedPicture(digest=opened.digest, crops=opened.crops())
+        return known or LoadedPicture(digest=opened.digest, crops=self._cut(opened))
+
+    def _cut(self, opened: OpenedPicture) -> Crops | UncutPicture:
+        """Or leave that to the device."""
+        uncut = None if self._uncut is None else self._uncut.take(opened)
+        return uncut or opened.crops()
 
     def _encoded_features(self, image: EncodedImage, param: str) -> torch.Tensor:
         try:

@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,7 +42,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_STRIP_PIXELS = 1 << 18  # pixels hashed at a time: the digest needs no second copy of the picture
+_STRIP_PIXELS = 1 << 18  # fits a core's cache: 3 bytes each, and 4 as Pillow has them
 # One Pillow picture given in two requests may be loaded by two threads at once, which Pillow does not allow.
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
 
@@ -61,6 +62,10 @@ class Crops:
     width: int
     height: int
     digest: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.pixels)
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
@@ -89,6 +94,25 @@ def image_tiling(height: int, width: int, config: VisionConfig) -> tuple[int, in
     """(rows, columns) of tiles for a picture of this size in pixels."""
     margin = _margin(config)
     return select_tiling(height - margin, width - margin, _window(config), config.max_crops)
+
+
+def tiled_size(tiling: tuple[int, int], config: VisionConfig) -> tuple[int, int]:
+    """(height, width) in pixels of the picture that is cut into so many tiles."""
+    (rows, cols), window, margin = tiling, _window(config), _margin(config)
+    return rows * window + margin, cols * window + margin
+
+
+def tile_corners(tiling: tuple[int, int], config: VisionConfig) -> list[tuple[int, int]]:
+    """(y, x) of each tile's first pixel there, row by row."""
+    window = _window(config)
+    return [(row * window, col * window) for row in range(tiling[0]) for col in range(tiling[1])]
+
+
+def strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture a few rows at a time, each with the number of its first one: no second copy of all, and quicker."""
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
 def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "image") -> Image.Image:
@@ -126,13 +150,16 @@ class OpenedPicture:
     config: VisionConfig
     param: str
 
+    @property
+    def tiling(self) -> tuple[int, int]:
+        return image_tiling(self.rgb.height, self.rgb.width, self.config)
+
     def crops(self) -> Crops:
         """Tile and resize (Pillow's LANCZOS)."""
-        tiling = image_tiling(self.rgb.height, self.rgb.width, self.config)
         try:
             return Crops(
-                pixels=_cut(self.rgb, tiling, self.config),
-                tiling=tiling,
+                pixels=_cut(self.rgb, self.tiling, self.config),
+                tiling=self.tiling,
                 width=self.rgb.width,
                 height=self.rgb.height,
                 digest=self.digest,
@@ -170,17 +197,16 @@ def _window(config: VisionConfig) -> int:
 
 
 def _cut(picture: Image.Image, tiling: tuple[int, int], config: VisionConfig) -> npt.NDArray[np.uint8]:
-    (rows, cols), crop, window, margin = tiling, config.crop_size, _window(config), _margin(config)
+    (rows, cols), crop = tiling, config.crop_size
     pixels = np.empty((1 + rows * cols, crop, crop, 3), np.uint8)
     pixels[0] = np.asarray(picture.resize((crop, crop), Image.Resampling.LANCZOS))
     if tiling == (1, 1):  # the one tile is the whole picture too
         pixels[1] = pixels[0]
         return pixels
-    size = (cols * window + margin, rows * window + margin)
-    resized = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
-    for index in range(rows * cols):
-        y, x = index // cols * window, index % cols * window
-        pixels[1 + index] = resized[y : y + crop, x : x + crop]
+    height, width = tiled_size(tiling, config)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    for tile, (y, x) in zip(pixels[1:], tile_corners(tiling, config), strict=True):
+        tile[:] = resized[y : y + crop, x : x + crop]
     return pixels
 
 
@@ -188,9 +214,7 @@ def _digest(picture: Image.Image, config: VisionConfig) -> bytes:
     sizes = (config.crop_size, config.enc_patch_size, config.overlap_margin, config.max_crops)
     header = struct.pack("<7q", PREPROCESSING_VERSION, picture.width, picture.height, *sizes)
     digest = hashlib.sha256(header)
-    rows = max(1, _STRIP_PIXELS // picture.width)
-    for top in range(0, picture.height, rows):
-        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+    for _, strip in strips(picture):
         digest.update(strip.tobytes())
     return digest.digest()
 

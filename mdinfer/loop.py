@@ -35,6 +35,7 @@ from mdinfer.sequence import Sequence
 from mdinfer.step_plan import StepPlan
 from mdinfer.task import News, Task
 from mdinfer.teller import Teller
+from mdinfer.uncut import UncutPicture
 
 T = TypeVar("T")
 
@@ -118,7 +119,7 @@ class EngineLoop:
         """The task has ended. From any thread."""
         self._timed.pop(task, None)
 
-    def encode(self, picture: Crops) -> Future[torch.Tensor]:
+    def encode(self, picture: Crops | UncutPicture) -> Future[torch.Tensor]:
         """Features of a picture, made between two steps, one picture at a time."""
         done: Future[torch.Tensor] = Future()
 

@@ -44,6 +44,8 @@ class EngineConfig:
     cpu_threads       threads that share each operation of a step on a CPU; None: torch's number, or one where the model
                       is too small to gain by more. torch keeps one number for all threads yet to start: those that
                       the process starts while the engine lives have this one too
+    resize            where pictures are resized and cut: "cpu", or "device", which gives the same bytes; what is too
+                      large for that, or waits beyond UNCUT_BYTES (`uncut.py`), is still cut on the CPU
     image_threads     threads that decode and resize pictures; None: one per core, at most 16
     max_image_pixels  pictures with more pixels are refused before they are decoded
     progress          show progress bars on stderr
@@ -67,6 +69,7 @@ class EngineConfig:
     max_queue: int = 1024
     exif: bool = True
     cpu_threads: int | None = None
+    resize: Literal["cpu", "device"] = "cpu"
     image_threads: int | None = None
     max_image_pixels: int = 50_000_000
     progress: bool = True
@@ -78,6 +81,7 @@ class EngineConfig:
         _choice("experts", self.experts, ("auto", "bf16", "fp8", "int8", "int4"))
         _choice("linears", self.linears, ("auto", "bf16", "fp8"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "bf16", "fp8"))
+        _choice("resize", self.resize, ("cpu", "device"))
         for name in ("cuda_graphs", "overlap"):
             value = getattr(self, name)
             if value != "auto" and not isinstance(value, bool):

@@ -1,4 +1,5 @@
-"""Pictures on their way into prompts: cut into crops until the vision tower has seen them, then features.
+"""Pictures on their way into prompts: crops, or what they are cut from, until the vision tower has seen them, then
+features.
 
 One object stands for a picture in all requests of a namespace that show it at the same time, or soon after one
 another, so that the tower sees it once. No tensor is touched here.
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from mdinfer.image import Crops
+    from mdinfer.uncut import UncutPicture
 
 
 _FILES = 4  # remembered for each picture that is kept
@@ -27,7 +29,7 @@ class LoadedPicture:
     """digest identifies the picture (Crops.digest); `crops` are there until `features` (positions, D) are."""
 
     digest: bytes
-    crops: Crops | None = None
+    crops: Crops | UncutPicture | None = None
     features: torch.Tensor | None = None
 
     @property
@@ -37,7 +39,7 @@ class LoadedPicture:
     @property
     def crop_count(self) -> int:
         """Crops that the tower has to see."""
-        return 0 if self.crops is None else len(self.crops.pixels)
+        return 0 if self.crops is None else self.crops.count
 
     def encode(self, features: torch.Tensor) -> None:
         """The tower has seen it, or will have before anything else that the device does."""

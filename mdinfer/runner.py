@@ -21,9 +21,11 @@ from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
 from mdinfer.page_tables import PageTables
+from mdinfer.picture_cutter import PictureCutter
 from mdinfer.pictures import LoadedPicture
 from mdinfer.step_input import Needs, StepInput, step_arrays
 from mdinfer.step_plan import Chunk, PageCopy, StepPlan
+from mdinfer.uncut import UncutPicture
 from mdinfer.upload import upload
 
 
@@ -36,6 +38,7 @@ class Runner:
         self.model, self.cache = model, cache
         self.device = model.device
         self._vision_crops = vision_crops
+        self._cutter = PictureCutter(model.config.vision, self.device)
         longest = -(-len(model.text.rope) // cache.page_size)  # pages of a sequence
         self._tables = PageTables(max_batch_size, min(longest, cache.k.shape[1]))
         table = decode_table(model.config.tokenizer)
@@ -93,7 +96,7 @@ class Runner:
         return Flight(sampling, chosen, values, self.device, vision)
 
     @torch.inference_mode()
-    def encode(self, pictures: Seq[Crops], *, sparing: bool = False) -> list[torch.Tensor]:
+    def encode(self, pictures: Seq[Crops | UncutPicture], *, sparing: bool = False) -> list[torch.Tensor]:
         """Features (positions, D) of each picture; all crops go through the tower together."""
         return self._features(pictures, 1 if sparing else self._vision_crops)
 
@@ -110,13 +113,28 @@ class Runner:
         watch.stop()
         return watch
 
-    def _features(self, pictures: Seq[Crops], crops_per_pass: int) -> list[torch.Tensor]:
+    def _features(self, pictures: Seq[Crops | UncutPicture], crops_per_pass: int) -> list[torch.Tensor]:
         if not pictures:
             return []
-        [crops] = upload([np.concatenate([p.pixels for p in pictures])], self.device)
+        crops = self._crops(pictures)
         see = self._vision.crop_features if self._vision is not None else None
         features: list[torch.Tensor] = self.model.vision(crops, [p.tiling for p in pictures], crops_per_pass, see)
         return features
+
+    def _crops(self, pictures: Seq[Crops | UncutPicture]) -> torch.Tensor:
+        """Of all pictures, (N, side, side, 3) uint8 on the device; those that come whole are cut there."""
+        cut = [picture.pixels for picture in pictures if isinstance(picture, Crops)]
+        if len(cut) == len(pictures):
+            return upload([np.concatenate(cut)], self.device)[0]
+        side = self.model.config.vision.crop_size
+        counts = [picture.count for picture in pictures]
+        crops = torch.empty(sum(counts), side, side, 3, dtype=torch.uint8, device=self.device)
+        for picture, part in zip(pictures, torch.split(crops, counts), strict=True):
+            if isinstance(picture, Crops):
+                part.copy_(upload([picture.pixels], self.device)[0])
+            else:
+                self._cutter.cut(picture, part)
+        return crops
 
     def _copy(self, copies: Seq[PageCopy]) -> None:
         if copies:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from mdinfer.request import MAX_LOGPROBS
 from mdinfer.runner import Runner
 from mdinfer.sequence import SamplingParams, Sequence
 from mdinfer.step_plan import Chunk, StepPlan
+from mdinfer.uncut import PICTURE_BYTES, UncutPicture
 
 
 def workspace_bytes(
@@ -53,7 +56,8 @@ def worst_steps(model: Moondream, options: EngineConfig, *, max_context: int, kv
     """A vision pass of as many crops and a prefill of as many positions as a step may have.
 
     All rows sample, with log-probabilities; an image, which is never cut, may take more than `prefill_tokens`, and
-    the rows that decode come on top. Returns the bytes of the cache that this took, which is given back.
+    the rows that decode come on top. Where the device cuts pictures up, which it does one after another, there is one
+    of the largest size that it takes. Returns the bytes of the cache that this took, which is given back.
     """
     text, size = model.config.text, options.page_size
     tokens = max(options.prefill_tokens, model.config.vision.positions + 1) + options.max_batch_size
@@ -62,8 +66,13 @@ def worst_steps(model: Moondream, options: EngineConfig, *, max_context: int, kv
     cache = KVCache.allocate(text, pages=sum(counts), page_size=size, dtype=kv_dtype, device=model.device)
     runner = Runner(model, cache, max_batch_size=len(lengths), vision_crops=options.vision_crops)
     side, tiles = model.config.vision.crop_size, max(1, options.vision_crops - 1)
-    pixels = np.zeros((1 + tiles, side, side, 3), dtype=np.uint8)
-    runner.encode([Crops(pixels=pixels, tiling=(1, tiles), width=side, height=side, digest=b"")])
+    if options.resize == "device":
+        side = math.isqrt(min(options.max_image_pixels, PICTURE_BYTES // 3))
+        blank = torch.zeros(side, side, 3, dtype=torch.uint8)
+        runner.encode([UncutPicture(pixels=blank, tiling=(1, tiles), digest=b"")])
+    else:
+        pixels = np.zeros((1 + tiles, side, side, 3), dtype=np.uint8)
+        runner.encode([Crops(pixels=pixels, tiling=(1, tiles), width=side, height=side, digest=b"")])
     chunks, page = [], 0
     for slot, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         prompt = PromptBuilder(model.config.tokenizer.bos_id, 0).text([_plain_token(text.vocab_size)] * (length - 1))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from mdinfer import Caption, Chat, Detect, Engine, Event, Point, Query, Result
 from mdinfer.errors import PromptTooLongError
 from mdinfer.image import open_picture
 from mdinfer.kernels import DecodeTable, Draws, Sampled, sample
+from mdinfer.picture_cutter import PictureCutter
+from mdinfer.uncut import UNCUT_BYTES, UncutPicture, UncutRoom
 from mdinfer.warm_up import warm_up_requests
 from tests.golden_data import image_file, load_engine
 from tests.waiting import wait_for, wait_idle
@@ -361,6 +364,39 @@ def test_a_known_picture_is_not_computed_again(prefix_cache: bool, cached: list[
         results = [engine.query(image, question, **GREEDY) for image, question in asked]
     assert [result.usage.cached_tokens for result in results] == cached
     assert answer(results[1]) == answer(results[2])
+
+
+def _all_free(room: UncutRoom) -> bool:
+    return room.left == UNCUT_BYTES
+
+
+def test_pictures_that_the_device_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each other, beside one that is too large and cut before, and encoded: the same answers, no room kept."""
+    sources: list[Any] = [PICTURE, OTHER, np.full((300, 900, 3), 7, np.uint8)]
+    cut, seen = PictureCutter.cut, list[int]()
+    monkeypatch.setattr("mdinfer.uncut.PICTURE_BYTES", 3 * 300 * 900 - 1)
+
+    def cutting(cutter: PictureCutter, picture: UncutPicture, out: torch.Tensor) -> None:
+        seen.append(len(out))
+        cut(cutter, picture, out)
+
+    monkeypatch.setattr(PictureCutter, "cut", cutting)
+    requests = [Query(image=source, question="cat?", **GREEDY) for source in sources]
+    found = []
+    for where in ("cpu", "device"):
+        with load_engine("tiny-a", resize=where) as engine:
+            answers = [answer(result) for result in engine.generate(requests)]
+            with engine.encode_image(PICTURE) as image:
+                found.append((answers, image.width, image.height, image.digest, image.features().clone()))
+            if where == "cpu":
+                assert engine._uncut is None and not seen
+            else:
+                room = engine._uncut
+                assert room is not None
+                wait_for(partial(_all_free, room), "all room is free")
+                assert len(seen) == 3
+    (*known, expected), (*others, features) = found
+    assert known == others and torch.equal(features, expected)
 
 
 def test_a_known_file_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def scatter(engine: mdinfer.Engine) -> None:
         pytest.param({"page_size": 2, "kv_memory": "9MiB"}, False, True, id="preempted"),
         pytest.param({"prefix_cache": False}, False, False, id="nothing_reused"),
         pytest.param({"overlap": True}, False, False, id="overlap"),
+        pytest.param({"resize": "device", "overlap": True}, False, False, id="resized_on_the_device"),
         pytest.param(
             {"overlap": True, "cuda_graphs": True, "max_batch_size": 20, "vision_crops": 3},
             False,

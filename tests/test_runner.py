@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 
 from mdinfer.decode_table import State
+from mdinfer.image import Crops, open_picture
 from mdinfer.model.batch import KVCache
 from mdinfer.pages import PagePool
 from mdinfer.prefill_step import StepBudget
@@ -18,6 +20,7 @@ from mdinfer.runner import Runner
 from mdinfer.scheduler import Scheduler
 from mdinfer.sequence import SampledToken, SamplingParams, Sequence
 from mdinfer.step_plan import StepPlan
+from mdinfer.uncut import UncutRoom
 from tests.fake_runner import FakeRunner
 from tests.golden_data import model
 from tests.scheduled import picture, prompt_of
@@ -150,10 +153,9 @@ def _picture(name: str) -> Any:
     """One crop of one tile, all of a shade."""
     made = picture(name)
     side = model("tiny-a").config.vision.crop_size
-    assert made.crops is not None
     shade = sum(name.encode()) % 251
     pixels = torch.full((2, side, side, 3), shade, dtype=torch.uint8).numpy()
-    made.crops = type(made.crops)(pixels=pixels, tiling=(1, 1), width=side, height=side, digest=made.digest)
+    made.crops = Crops(pixels=pixels, tiling=(1, 1), width=side, height=side, digest=made.digest)
     return made
 
 
@@ -234,6 +236,18 @@ def test_features_are_there_once_the_step_is_launched(make: Callable[[], Any]) -
     flight = course.runner.launch(plan)
     assert shown.encoded and shown.crops is None
     assert len(flight.read().tokens) == 1
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["real", "fixed"])
+def test_pictures_with_crops_and_whole_ones_go_through_together(graphs: bool) -> None:
+    draw, config = np.random.default_rng(0), model("tiny-a").config.vision
+    sources = [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((30, 20), (300, 700), (9, 50))]
+    opened = [open_picture(source, config, exif=False, max_pixels=1 << 20) for source in sources]
+    crops, whole = [one.crops() for one in opened], [UncutRoom(CPU).take(one) for one in opened]
+    runner = real_runner(graphs=graphs)
+    expected = runner.encode(crops)
+    for mixed in ([crops[0], whole[1], crops[2]], whole):
+        assert all(map(torch.equal, runner.encode(mixed), expected))
 
 
 def test_a_step_of_chunks_that_do_not_sample_gives_no_token(make: Callable[[], Any]) -> None:

@@ -10,8 +10,10 @@ import torch
 from mdinfer import EngineConfig
 from mdinfer.memory import cache_pages
 from mdinfer.model.batch import KVCache
+from mdinfer.picture_cutter import PictureCutter
 from mdinfer.runner import Runner
 from mdinfer.step_plan import StepPlan
+from mdinfer.uncut import UncutPicture
 from mdinfer.workspace import workspace_bytes, worst_steps
 from tests.golden_data import load_engine, model
 
@@ -48,6 +50,22 @@ def test_the_worst_steps(options: dict[str, int], rows: list[int], monkeypatch: 
     text = built.config.text
     page = KVCache.bytes_per_page(text.n_layers, text.n_heads, text.head_dim, 32, torch.float32)
     assert taken == page * sum(-(-length // 32) for length in rows)
+
+
+@pytest.mark.parametrize(("pixels", "side"), [(90_000, 300), (50_000_000, 500)])
+def test_the_worst_picture_that_the_device_cuts(pixels: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many crops as a pass has, cut from the largest picture that may come whole."""
+    built, seen, cut = model("tiny-a"), list[tuple[int, ...]](), PictureCutter.cut
+    monkeypatch.setattr("mdinfer.workspace.PICTURE_BYTES", 3 * 500 * 500)
+
+    def cutting(cutter: PictureCutter, picture: UncutPicture, out: torch.Tensor) -> None:
+        seen.append((picture.height, picture.width, len(out)))
+        cut(cutter, picture, out)
+
+    monkeypatch.setattr(PictureCutter, "cut", cutting)
+    options = EngineConfig(resize="device", max_image_pixels=pixels, vision_crops=3, prefill_tokens=8, max_batch_size=1)
+    worst_steps(built, options, max_context=120, kv_dtype=torch.float32)
+    assert seen == [(side, side, 3)]
 
 
 def test_a_cpu_keeps_no_account() -> None:

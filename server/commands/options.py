@@ -12,7 +12,7 @@ else:
 
 ENGINE = (
     *("device", "dtype", "experts", "linears", "kv_dtype", "kv_memory", "max_batch_size", "max_context"),
-    *("max_queue", "prefill_tokens", "cpu_threads", "image_threads", "max_image_pixels"),
+    *("max_queue", "prefill_tokens", "cpu_threads", "resize", "image_threads", "max_image_pixels"),
 )
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
@@ -30,6 +30,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-context", type=int, metavar="N", help="positions one sequence may take")
     group.add_argument("--prefill-tokens", type=int, metavar="N", help="positions one step may prefill")
     group.add_argument("--cpu-threads", type=int, metavar="N", help="threads that share a step's work on a CPU")
+    group.add_argument("--resize", metavar="WHERE", help="where pictures are resized: cpu or device")
     group.add_argument("--image-threads", type=int, metavar="N", help="threads that decode pictures")
     group.add_argument("--max-image-pixels", type=int, metavar="N", help="larger pictures are refused")
     group.add_argument(

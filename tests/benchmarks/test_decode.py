@@ -132,6 +132,23 @@ def test_vision_passes_as_on_a_gpu() -> None:
     assert record["vision_ms"] > 0 and record["pictures"] == 2
 
 
+def test_whole_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "vision.json"
+    size = ["--random", "20m", "--device", "cpu", "--rounds", "2", "--crops", "2"]
+    vision.main([*size, "--whole", "850x600", "20x30", "--json", str(path)])
+    large, small = json.loads(path.read_text())["cut"]
+    assert (large["name"], large["crops"]) == ("850x600 to 9 crops", 9) and small["crops"] == 2
+    assert large["cut_ms"] >= large["cut_best_ms"] == min(large["repeats"]["cut_ms"]) > 0
+    assert "20x30 to 2 crops" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["850", "0x3", "3x-1", "1x15121", "axb", "1x2x3"])
+def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        vision.main(["--whole", size])
+    assert "--whole" in capsys.readouterr().err
+
+
 def test_prefill_by_length_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "prefill.json"
     size = ["--random", "20m", "--device", "cpu", "--rounds", "1", "--chip", "L4"]
