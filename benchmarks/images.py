@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         least = min(needed, key=lambda r: float(r["images_per_s_per_core"]))
         print(
             f"850 x 600, resized on the {way}: at least {least['images_per_s_per_core']:.1f} a second and core "
-            f"({least['name']}); 60 a second on 16 cores takes {GOAL}"
+            f"({least['kind']}, {least['threads']} threads); 60 a second on 16 cores takes {GOAL}"
         )
     result = {"benchmark": "images", "environment": where, "results": records}
     write_json(options.json, result)
