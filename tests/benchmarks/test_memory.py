@@ -33,7 +33,7 @@ def held(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("size", ["20m", "tiny-a"])
-@pytest.mark.parametrize("experts", EXPERT_TYPES)
+@pytest.mark.parametrize("experts", [name for name in EXPERT_TYPES if name != "int8"])  # which no GPU takes
 @pytest.mark.parametrize("linears", LINEAR_TYPES)
 def test_weights_are_what_a_real_model_takes(size: str, experts: str, linears: str) -> None:
     """Up to what the allocator rounds up to: 512 bytes for each tensor."""
