@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -352,6 +353,16 @@ def test_a_smaller_priority_goes_first(endless: Engine) -> None:
     first.cancel()
     waited = {name: handle.result(timeout=30).metrics.queue_s for name, handle in handles.items()}
     assert sorted(waited, key=lambda name: waited[name]) == ["urgent", "usual", "late"]
+
+
+def test_a_priority_of_numpys_is_a_number_like_any_other(endless: Engine) -> None:
+    """Though those without a sign cannot be negated."""
+    handle = endless.submit(LONG, priority=np.uint8(5))
+    [task] = endless._tasks.values()
+    assert task.sequence.rank == (5, task.sequence.arrival)
+    assert type(task.sequence.priority) is int
+    handle.cancel()
+    wait_idle(endless)
 
 
 def test_namespaces_share_nothing_and_one_shares_what_it_had() -> None:

@@ -347,6 +347,28 @@ def test_a_loop_that_fails_tells_every_waiter(engine: Engine, broken: str, monke
         assert_dead(engine, handles)
 
 
+def test_pictures_that_wait_are_not_read_when_the_loop_has_failed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are, those who wait for them hear of it at once."""
+    begun, go_on = list[object](), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.append(args)
+        assert go_on.wait(SOON)
+        return open_picture(*args, **options)
+
+    monkeypatch.setattr("mdinfer.engine.open_picture", slow)
+    handles = [engine.submit(Query(image=PICTURE, question="cat?")) for _ in range(6)]
+    wait_for(lambda: len(begun) == 1, "the only thread reads")
+    monkeypatch.setattr(engine._loop._scheduler, "plan", die)
+    handles.append(engine.submit(SHORT))
+    wait_for(lambda: not engine.healthy, "the loop has failed")
+    go_on.set()
+    assert_dead(engine, handles)
+    assert len(begun) == 1
+
+
 def test_a_scheduler_that_fails_halfway_tells_every_waiter(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault between taking a sequence out of the queue and running it leaves a sequence that is in neither."""
     with held(engine) as gate:
