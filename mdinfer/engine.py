@@ -251,7 +251,7 @@ class Engine(SkillCalls):
                 sampling=compiled.sampling,
                 max_positions=most,
                 namespace=namespace,
-                priority=priority,
+                priority=int(priority),
             ),
             eos_id=self.config.tokenizer.eos_id,
         )
@@ -348,10 +348,12 @@ class Engine(SkillCalls):
             return None
 
     def _snapshot(self, picture: Picture) -> Picture:
-        """What the caller may change, or close, before it is read: a numpy picture, an encoded one."""
+        """What the caller may change, or close, before it is read: an array, a buffer, an encoded picture."""
         source = picture.source
         if isinstance(source, np.ndarray):
             return replace(picture, source=source.copy())
+        if isinstance(source, bytearray | memoryview):
+            return replace(picture, source=bytes(source))
         if isinstance(source, EncodedImage):
             return replace(picture, source=replace(source, _features=self._encoded_features(source, picture.param)))
         return picture
@@ -364,6 +366,7 @@ class Engine(SkillCalls):
             for picture in task.compiled.pictures:
                 if task.handle.done:  # cancelled meanwhile
                     return
+                self._check_alive()  # else each that waits would be read before it hears of the end
                 task.sequence.pictures.append(self._prepare(picture, task.sequence.namespace))
         except MdinferError as error:
             task.fail(error)
@@ -386,8 +389,6 @@ class Engine(SkillCalls):
             return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
         if isinstance(source, str | os.PathLike) and not picture.data_url:
             source = read_file(source, picture.param)
-        elif isinstance(source, bytearray | memoryview):
-            source = bytes(source)  # what is hashed must be what is decoded
         file = None
         if namespace is not None and isinstance(source, str | bytes):
             file = file_digest(source)

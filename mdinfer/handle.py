@@ -49,12 +49,12 @@ class RequestHandle:
         return self._outcome()
 
     async def aresult(self) -> Result:
-        """As `result`; a cancelled wait cancels the request."""
+        """As `result`; a wait that is given up (cancelled, or its coroutine dropped) cancels the request."""
         with self._waker(end_only=True) as wake:
             try:
                 while not self.done:
                     await wake.wait()
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
                 self.cancel()
                 raise
         return self._outcome()

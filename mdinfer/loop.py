@@ -71,7 +71,7 @@ class EngineLoop:
         self._flights: deque[tuple[StepPlan, Flight]] = deque()
         self._inbox: _Box = deque()
         self._encodes: _Box = deque()
-        self._timed: dict[Task, float] = {}
+        self._timed: set[Task] = set()
         self._next_due = math.inf  # no task of `_timed` is due earlier
         self._wake = threading.Condition()
         self._closing = False
@@ -108,7 +108,7 @@ class EngineLoop:
 
         def watch() -> None:
             if not task.handle.done:
-                self._timed[task] = task.due
+                self._timed.add(task)
                 self._next_due = min(self._next_due, task.due)
             if task.handle.done:  # meanwhile
                 self.forget(task)
@@ -117,7 +117,7 @@ class EngineLoop:
 
     def forget(self, task: Task) -> None:
         """The task has ended. From any thread."""
-        self._timed.pop(task, None)
+        self._timed.discard(task)
 
     def encode(self, picture: Crops | UncutPicture) -> Future[torch.Tensor]:
         """Features of a picture, made between two steps, one picture at a time."""
@@ -353,17 +353,17 @@ class EngineLoop:
         if task.sequence in self._tasks:
             del self._tasks[task.sequence]
             if isinstance(error, RequestFailedError):  # its pictures may be what is wrong
-                self._pictures.forget(task.sequence.pictures)
+                self._pictures.forget(task.sequence.pictures, task.sequence.namespace)
             self._scheduler.remove(task.sequence)
 
     def _expire(self) -> None:
-        now, timed = time.perf_counter(), list(self._timed.items())
-        for task, due in timed:
-            if due <= now:
-                self._timed.pop(task, None)
+        now, timed = time.perf_counter(), list(self._timed)
+        for task in timed:
+            if task.due <= now:
+                self._timed.discard(task)
                 limit = task.due - task.submitted
                 self._end(task, DeadlineError(f"the request did not finish within its timeout of {limit:g} s"))
-        self._next_due = min((due for _, due in timed if due > now), default=math.inf)
+        self._next_due = min((task.due for task in timed if task.due > now), default=math.inf)
 
 
 def _failure(what: str, error: Exception) -> RequestFailedError:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _FILES = 4  # remembered for each picture that is kept
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)  # no slots: the store refers to it weakly
 class LoadedPicture:
     """digest identifies the picture (Crops.digest); `crops` are there until `features` (positions, D) are."""
 
@@ -55,18 +56,20 @@ def file_digest(file: str | bytes) -> bytes:
 
 
 class PictureStore:
-    """The `capacity` pictures used last, by namespace and digest, and which files they came in. Its methods may be
-    called from any thread.
+    """Pictures by namespace and digest, and which files they came in: the `capacity` used last, and all others for as
+    long as a request has them. Its methods may be called from any thread.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._lock = threading.Lock()
-        self._pictures: OrderedDict[tuple[str, bytes], LoadedPicture] = OrderedDict()
+        self._pictures: WeakValueDictionary[tuple[str, bytes], LoadedPicture] = WeakValueDictionary()
+        self._last: OrderedDict[tuple[str, bytes], LoadedPicture] = OrderedDict()  # held here
         self._files: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()  # the digests of the pictures in them
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        """How many are held for requests to come."""
+        return len(self._last)
 
     def in_file(self, file: bytes, namespace: str) -> LoadedPicture | None:
         """The picture that was found in a file of this `file_digest`, if it is known."""
@@ -86,7 +89,7 @@ class PictureStore:
         with self._lock:
             picture = self._pictures.get((namespace, digest))
             if picture is not None:
-                self._pictures.move_to_end((namespace, digest))
+                self._use((namespace, digest), picture)
             return picture
 
     def shared(self, picture: LoadedPicture, namespace: str) -> LoadedPicture:
@@ -95,14 +98,20 @@ class PictureStore:
             return picture
         with self._lock:
             found = self._pictures.setdefault((namespace, picture.digest), picture)
-            self._pictures.move_to_end((namespace, picture.digest))
-            while len(self._pictures) > self.capacity:
-                self._pictures.popitem(last=False)
+            self._use((namespace, picture.digest), found)
             return found
 
-    def forget(self, pictures: Iterable[LoadedPicture]) -> None:
+    def forget(self, pictures: Iterable[LoadedPicture], namespace: str) -> None:
         """Have them made anew when they come again."""
-        gone = set(map(id, pictures))
         with self._lock:
-            for key in [key for key, picture in self._pictures.items() if id(picture) in gone]:
-                del self._pictures[key]
+            for picture in pictures:
+                key = (namespace, picture.digest)
+                if self._pictures.get(key) is picture:
+                    del self._pictures[key]
+                    self._last.pop(key, None)
+
+    def _use(self, key: tuple[str, bytes], picture: LoadedPicture) -> None:
+        self._last[key] = picture
+        self._last.move_to_end(key)
+        while len(self._last) > self.capacity:
+            self._last.popitem(last=False)

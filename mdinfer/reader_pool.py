@@ -69,8 +69,10 @@ class ReaderPool(Generic[T]):
             try:
                 self._executor.submit(self._run, job)
             except RuntimeError:  # closed, or the interpreter is ending
+                with self._lock:
+                    self._idle += 1
+                    self._held.discard(job.item)
                 job.refuse(job.item)
-                self._refuse_waiting()
 
     def _run(self, job: _Job[T]) -> None:
         try:

@@ -79,8 +79,8 @@ class Runner:
     def launch(self, plan: StepPlan, *, sparing: bool = False) -> Flight:
         """Begin a step. `sparing` takes as little memory beside the cache as it can, and longer.
 
-        Where it raises, nothing that the next step starts from has changed: this one can be done over, as a whole or
-        in parts. Steps come off the device in the order in which they were launched.
+        Where it raises, the step can be done over by `StepPlan.singly`, which starts from nothing that this may have
+        changed. Steps come off the device in the order in which they were launched.
         """
         vision = self._see(plan.pictures, 1 if sparing else self._vision_crops)
         self._copy(plan.copies)
@@ -157,7 +157,6 @@ class Runner:
         logits = self.model.text.logits(hidden, None if needs.text else CONTROL_IDS)
         chosen = sample(logits, states, self._table, step.draws, needs.logprobs)
         values = self.model.decode_values(hidden, chosen.kinds) if needs.values else None
-        # What the next step starts from changes last: a step that fails before can be done over.
         self._next[:, step.slots] = chosen.choice[:3]
         if values is not None:
             self._values[step.slots] = values

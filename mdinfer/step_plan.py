@@ -53,11 +53,13 @@ class StepPlan:
         return [chunk.copy for chunk in self.prefill if chunk.copy is not None]
 
     def singly(self) -> Iterator[StepPlan]:
-        """The same work, one sequence at a time: to do over a step that failed and see on whose account."""
-        for chunk in self.prefill:
+        """The same work, one sequence at a time: to do over a step that failed and see on whose account.
+
+        Made once all steps before are read. Then decoding rows are positions as well known as a prompt's and go as
+        such: what the device was about to feed them may have been overwritten by the step that failed.
+        """
+        for chunk in self.chunks:
             yield StepPlan(prefill=(chunk,), pictures=tuple(unencoded(chunk)))
-        for chunk in self.decode:
-            yield StepPlan(decode=(chunk,))
 
 
 def unencoded(chunk: Chunk) -> list[LoadedPicture]:

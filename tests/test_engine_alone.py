@@ -9,11 +9,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import mdinfer
-from mdinfer import Caption, Detect, Engine, Point, Query, Result
+from mdinfer import Caption, Detect, Engine, Point, Query, Result, flight
 from mdinfer.request import Request
 from mdinfer.step_plan import Chunk, StepPlan
 from tests.golden_data import image_file, load_engine
@@ -94,7 +95,8 @@ def prefills(plan: StepPlan, chunk: Chunk) -> bool:
 
 
 def decodes(plan: StepPlan, chunk: Chunk) -> bool:
-    return chunk in plan.decode and chunk.start > len(chunk.sequence.prompt) + 1
+    """Also where the step is done over, when its rows go as a prompt's."""
+    return chunk.start > len(chunk.sequence.prompt) + 1
 
 
 def sabotage(engine: Engine, patch: pytest.MonkeyPatch, stage: str) -> Saboteur:
@@ -128,6 +130,27 @@ def test_one_of_many_fails_alone(
         check_others(handles, expected)
         monkeypatch.undo()
         assert outcome(engine.generate([many()[TARGET]])[0]) == expected[TARGET]
+        wait_idle(engine)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in_turn", "overlap"])
+@pytest.mark.parametrize("struck", [1, 3, 5])
+def test_a_step_that_fails_after_its_work_is_done_over(
+    struck: int, overlap: bool, expected: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the device would feed into the next step has changed by then."""
+    true, calls = mdinfer.flight._host_copies, list[int]()
+
+    def fails(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == struck:
+            raise MemoryError
+        return true(*args)
+
+    with load_engine("tiny-a", overlap=overlap) as engine:
+        monkeypatch.setattr("mdinfer.flight._host_copies", fails)
+        assert [outcome(result) for result in engine.generate(many())] == expected
+        assert len(calls) > struck
         wait_idle(engine)
 
 
@@ -352,6 +375,16 @@ def test_a_smaller_priority_goes_first(endless: Engine) -> None:
     first.cancel()
     waited = {name: handle.result(timeout=30).metrics.queue_s for name, handle in handles.items()}
     assert sorted(waited, key=lambda name: waited[name]) == ["urgent", "usual", "late"]
+
+
+def test_a_priority_of_numpys_is_a_number_like_any_other(endless: Engine) -> None:
+    """Though those without a sign cannot be negated."""
+    handle = endless.submit(LONG, priority=np.uint8(5))
+    [task] = endless._tasks.values()
+    assert task.sequence.rank == (5, task.sequence.arrival)
+    assert type(task.sequence.priority) is int
+    handle.cancel()
+    wait_idle(endless)
 
 
 def test_namespaces_share_nothing_and_one_shares_what_it_had() -> None:

@@ -240,8 +240,8 @@ def test_a_step_that_raises_fails_its_requests_alone(
     launch, broken = engine._loop._runner.launch, list[bool]()
 
     def failing(plan: StepPlan) -> Flight:
-        if len(broken) < 2 and (plan.prefill if stage == "prefill" else plan.decode):
-            broken.append(True)  # when the step is done over, too
+        if len(broken) < 2 and (broken or (plan.prefill if stage == "prefill" else plan.decode)):
+            broken.append(True)  # the second time it is done over
             raise FaultError("with a secret in its message")
         return launch(plan)
 
@@ -345,6 +345,28 @@ def test_a_loop_that_fails_tells_every_waiter(engine: Engine, broken: str, monke
         if broken == "remove":
             assert_cancelled(handles.pop(0))
         assert_dead(engine, handles)
+
+
+def test_pictures_that_wait_are_not_read_when_the_loop_has_failed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are, those who wait for them hear of it at once."""
+    begun, go_on = list[object](), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.append(args)
+        assert go_on.wait(SOON)
+        return open_picture(*args, **options)
+
+    monkeypatch.setattr("mdinfer.engine.open_picture", slow)
+    handles = [engine.submit(Query(image=PICTURE, question="cat?")) for _ in range(6)]
+    wait_for(lambda: len(begun) == 1, "the only thread reads")
+    monkeypatch.setattr(engine._loop._scheduler, "plan", die)
+    handles.append(engine.submit(SHORT))
+    wait_for(lambda: not engine.healthy, "the loop has failed")
+    go_on.set()
+    assert_dead(engine, handles)
+    assert len(begun) == 1
 
 
 def test_a_scheduler_that_fails_halfway_tells_every_waiter(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,24 @@ def test_a_submitted_array_may_be_reused(engine_a: Engine) -> None:
     assert [handle.result(timeout=30).token_ids for handle in handles] == expected
 
 
+def test_a_submitted_buffer_may_be_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with load_engine("tiny-a") as engine:
+        read, go_on = engine._read_pictures, threading.Event()
+
+        def later(task: Any) -> None:
+            assert go_on.wait(10)
+            read(task)
+
+        monkeypatch.setattr(engine, "_read_pictures", later)
+        buffer = bytearray(Path(image_file("images/p_100x80.png")).read_bytes())
+        sources: list[Any] = [buffer, memoryview(buffer)]
+        handles = [engine.submit(mdinfer.Caption(image=source, max_tokens=1)) for source in sources]
+        buffer[:] = bytes(len(buffer))
+        go_on.set()
+        for handle in handles:
+            assert handle.result(timeout=30).usage.completion_tokens == 1
+
+
 def test_two_generates_share_a_short_queue() -> None:
     requests = [Query(question="cat?", temperature=0, max_tokens=2)] * 60
     with load_engine("tiny-a", max_batch_size=2, max_queue=2) as engine, ThreadPoolExecutor(3) as pool:

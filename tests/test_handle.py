@@ -145,6 +145,19 @@ def test_a_cancelled_wait_cancels_the_request(calls: Calls) -> None:
     assert calls.handle._wakers == {}
 
 
+def test_a_dropped_wait_cancels_the_request(calls: Calls) -> None:
+    """As that of a coroutine whose event loop ended before it."""
+
+    async def main() -> None:
+        waiting = calls.handle.aresult()
+        waiting.send(None)
+        waiting.close()
+
+    asyncio.run(main())
+    assert calls.cancelled == [calls.handle]
+    assert calls.handle._wakers == {}
+
+
 def test_an_event_loop_that_is_gone_is_passed_over(calls: Calls) -> None:
     """A coroutine that was never finished leaves its waker behind: others must still be told."""
     loop = asyncio.new_event_loop()

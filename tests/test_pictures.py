@@ -56,11 +56,24 @@ def test_a_picture_is_known_where_it_was_seen_and_stays_as_long_as_it_is_asked_f
     assert store.known(picture("b").digest, "") is None
 
 
+def test_a_picture_in_use_is_found_however_few_are_kept() -> None:
+    store, first = PictureStore(0), picture("a")
+    assert store.shared(first, "") is first
+    assert store.shared(picture("a"), "") is first
+    assert store.known(first.digest, "") is first
+    store.forget([picture("a")], "")  # another one that shows the same
+    store.forget([first], "key")
+    assert store.known(first.digest, "") is first
+    digest = first.digest
+    del first
+    assert store.known(digest, "") is None
+
+
 def test_a_forgotten_picture_is_made_anew() -> None:
     store, first, other = PictureStore(4), picture("a"), picture("b")
     store.shared(first, "")
     store.shared(other, "")
-    store.forget([first])
+    store.forget([first], "")
     again = picture("a")
     assert store.shared(again, "") is again
     assert store.shared(picture("b"), "") is other
@@ -75,7 +88,7 @@ def test_a_picture_is_found_by_the_file_it_came_in() -> None:
     store.shared(first, "")
     assert store.in_file(file, "") is first
     assert store.in_file(file, "key") is None
-    store.forget([first])
+    store.forget([first], "")
     assert store.in_file(file, "") is None
 
 

@@ -99,6 +99,8 @@ def test_closing_refuses_what_waits(read: int) -> None:
     reading.submit(pool, "d")
     pool.release("a")
     wait_for(lambda: reading.refused == ["b", "c", "d"])
+    reading.submit(pool, "ef")
+    assert reading.refused == ["b", "c", "d", "e", "f"]
 
 
 def test_work_that_fails_leaves_its_thread_to_the_next() -> None:

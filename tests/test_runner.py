@@ -121,7 +121,9 @@ class Course:
                 self.scheduler.finish(one)
 
     def run(self, *, overlap: int = 0, twice: bool = False, singly: bool = False) -> Answers:
-        """`overlap` steps are launched before one is read; twice: a step of prompts is done over; singly: in parts."""
+        """`overlap` steps are launched before one is read; twice: a step without decoding rows is done over; singly: in
+        parts, which have none.
+        """
         flights: deque[tuple[StepPlan, Any]] = deque()
         while True:
             plan = self.plan()
@@ -199,12 +201,16 @@ def test_steps_launched_before_earlier_ones_are_read(make: Callable[[], Any], ex
 
 
 def test_a_step_that_is_done_over(make: Callable[[], Any], expected: Answers) -> None:
-    """Of prompts: one that decodes may be done over only where it raised."""
+    """Of prompts: one that decodes has changed on the device what it starts from."""
     alike(work(Course(make())).run(twice=True), expected)
 
 
 def test_a_step_done_one_by_one(make: Callable[[], Any], expected: Answers) -> None:
     alike(work(Course(make())).run(singly=True), expected)
+
+
+def test_any_step_can_be_done_over_one_by_one(make: Callable[[], Any], expected: Answers) -> None:
+    alike(work(Course(make())).run(singly=True, twice=True), expected)
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
