@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mdinfer
-from mdinfer import Caption, Detect, Engine, Point, Query, Result, flight
+from mdinfer import Caption, Detect, Engine, Point, Query, Result
 from mdinfer.request import Request
 from mdinfer.step_plan import Chunk, StepPlan
 from tests.golden_data import image_file, load_engine
