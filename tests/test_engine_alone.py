@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mdinfer
-from mdinfer import Caption, Detect, Engine, Point, Query, Result
+from mdinfer import Caption, Detect, Engine, Point, Query, Result, flight
 from mdinfer.request import Request
 from mdinfer.step_plan import Chunk, StepPlan
 from tests.golden_data import image_file, load_engine
@@ -139,7 +139,7 @@ def test_a_step_that_fails_after_its_work_is_done_over(
     struck: int, overlap: bool, expected: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the device would feed into the next step has changed by then."""
-    true, calls = mdinfer.flight._host_copies, list[int]()
+    true, calls = flight._host_copies, list[int]()
 
     def fails(*args: Any) -> Any:
         calls.append(1)
@@ -148,7 +148,7 @@ def test_a_step_that_fails_after_its_work_is_done_over(
         return true(*args)
 
     with load_engine("tiny-a", overlap=overlap) as engine:
-        monkeypatch.setattr("mdinfer.flight._host_copies", fails)
+        monkeypatch.setattr(flight, "_host_copies", fails)
         assert [outcome(result) for result in engine.generate(many())] == expected
         assert len(calls) > struck
         wait_idle(engine)
