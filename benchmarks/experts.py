@@ -23,10 +23,11 @@ from benchmarks.subject import spread_routers
 from mdinfer.loading import Loaded, describe_precision, load_model, parameter_count
 from mdinfer.memory import format_bytes
 from mdinfer.options import EngineConfig
+from mdinfer.precision import Experts
 
 
-def load(experts: str, options: argparse.Namespace) -> Loaded:
-    given = EngineConfig(device=options.device, dtype=options.dtype, experts=experts, progress=False)  # type: ignore[arg-type]
+def load(experts: Experts, options: argparse.Namespace) -> Loaded:
+    given = EngineConfig(device=options.device, dtype=options.dtype, experts=experts, progress=False)
     loaded = load_model("random", given, config=SIZES[options.random])
     spread_routers(loaded.model)
     return loaded

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -36,6 +36,7 @@ from mdinfer.loading import DEMO_DIRECTORY, describe_precision, load_model
 from mdinfer.memory import format_bytes
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig
+from mdinfer.precision import Experts
 
 _QUESTION = "What is 2 + 2?"
 _SHARD = 1 << 30  # bytes, or one tensor
@@ -99,14 +100,14 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> int:
     return end
 
 
-def one(directory: str, experts: str, options: argparse.Namespace) -> dict[str, Any]:
+def one(directory: str, experts: Experts | Literal["auto"], options: argparse.Namespace) -> dict[str, Any]:
     """Load and answer in this process, which began at `options.begun` of the monotonic clock."""
     begun = options.begun
     before, imported = _status("VmRSS"), time.monotonic()
     config = EngineConfig(
         device=options.device,
         dtype=options.dtype,
-        experts=experts,  # type: ignore[arg-type]
+        experts=experts,
         kv_memory="1GiB",
         max_batch_size=4,
         progress=False,

@@ -137,7 +137,7 @@ class Engine(SkillCalls):
                 self._pictures,
                 overlap=overlap,
                 progress=options.progress,
-                threads=self._threads,
+                threads=None if on_gpu else self._threads,
                 admitted=self._readers.release,
             )
         # A dropped engine, or the interpreter's end, closes it too; bound to the loop, which does not know the engine.

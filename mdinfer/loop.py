@@ -17,6 +17,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
+from mdinfer.cpu_threads import set_own_threads
 from mdinfer.errors import (
     DeadlineError,
     EngineDeadError,
@@ -49,7 +50,8 @@ _Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], No
 
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
-    `admitted` hears of each task when it first runs. `threads` of a CPU share each operation.
+    `admitted` hears of each task when it first runs. `threads` of a CPU share each operation;
+    None leaves that to torch.
 
     Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
     """
@@ -191,11 +193,10 @@ class EngineLoop:
     # The loop
 
     def _main(self, recorded: Future[None], progress: bool, threads: int | None) -> None:
-        before = torch.get_num_threads()
         try:
             try:
                 if threads is not None:
-                    torch.set_num_threads(threads)
+                    set_own_threads(threads)
                 if self._runner.device.type == "cuda":
                     torch.cuda.set_device(self._runner.device)  # a thread's own setting
                 self._runner.record_graphs(progress=progress)
@@ -211,7 +212,6 @@ class EngineLoop:
         finally:  # nothing here may depend on the scheduler or the runner: they may be what failed
             with self._wake:
                 self._closing = True
-            torch.set_num_threads(before)
             self._teller.close()
             for box in (self._inbox, self._encodes):
                 while box:

@@ -42,8 +42,7 @@ class EngineConfig:
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
     cpu_threads       threads that share each operation of a step on a CPU; None: torch's number, or one where the model
-                      is too small to gain by more. torch keeps one number for all threads yet to start: those that
-                      the process starts while the engine lives have this one too
+                      is too small to gain by more
     resize            where pictures are resized and cut: "cpu", or "device", which gives the same bytes; what is too
                       large for that, or waits beyond UNCUT_BYTES (`uncut.py`), is still cut on the CPU
     image_threads     threads that decode and resize pictures; None: one per core, at most 16

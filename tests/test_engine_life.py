@@ -211,7 +211,7 @@ def test_leaving_the_interpreter_does_not_wait_for_queued_pictures() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_of_a_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop has its own number; threads that start once it has ended have the one that was."""
+    """The loop has its own number, which no other thread has: neither one that was there nor one that is new."""
     seen: list[int] = []
     launch = Runner.launch
 
@@ -224,6 +224,7 @@ def test_threads_of_a_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> Non
     with Engine.load("demo", device="cpu", cpu_threads=threads, progress=False) as engine:
         assert f"cpu ({threads} thread{'s' * (threads > 1)})" in engine.description()
         engine.query(None, "What is 2 + 2?")
+        assert (torch.get_num_threads(), _threads_of_a_new_thread()) == (here, before)
     assert set(seen) == {threads}
     assert (torch.get_num_threads(), _threads_of_a_new_thread()) == (here, before)
 
