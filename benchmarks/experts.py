@@ -45,13 +45,15 @@ def measure(models: dict[str, Loaded], options: argparse.Namespace) -> list[dict
     records = []
     for (size, _), contender in found.items():
         first = found[size, options.experts[0]]
-        records.append({
-            **contender.record(options.prompt, None),
-            "decode_ratio": _ratio(
-                [median(turn) for turn in first.decode], [median(turn) for turn in contender.decode]
-            ),
-            "prefill_ratio": _ratio(first.prefill, contender.prefill),
-        })  # fmt: skip
+        records.append(
+            {
+                **contender.record(options.prompt, None),
+                "decode_ratio": _ratio(
+                    [median(turn) for turn in first.decode], [median(turn) for turn in contender.decode]
+                ),
+                "prefill_ratio": _ratio(first.prefill, contender.prefill),
+            }
+        )
     return records
 
 
