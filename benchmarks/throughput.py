@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ _CAP = 768  # tokens of an answer that ends by itself
 _ROUNDS_APART = 1000  # seeds
 
 
-def ask(engine: mdinfer.Engine, items: list[Item], clients: int, tokens: int, namespace: str) -> dict[str, Any]:
-    """Have `clients` threads ask all questions: seconds, times of each, share of prompts found in the caches."""
+def ask(engine: mdinfer.Engine, items: list[Item], clients: int, tokens: int, namespace: str | None) -> dict[str, Any]:
+    """Have `clients` threads ask all questions: seconds, times of each, share of prompts found in the caches.
+
+    namespace None: each question has one of its own, for those under way at the same time share a picture even where
+    none is kept.
+    """
     waiting, lock = iter(items), threading.Lock()
     taken: list[float] = []
     results: list[Result] = []
@@ -50,7 +55,8 @@ def ask(engine: mdinfer.Engine, items: list[Item], clients: int, tokens: int, na
                 return
             start = time.perf_counter()
             try:
-                result = engine.submit(item.query(tokens), namespace=namespace).result()
+                space = uuid.uuid4().hex if namespace is None else namespace
+                result = engine.submit(item.query(tokens), namespace=space).result()
             except BaseException as error:
                 faults.append(error)
                 return
@@ -86,7 +92,7 @@ def measure_charts(engine: mdinfer.Engine, on: Subject, options: argparse.Namesp
             for turn in range(options.rounds + 1):
                 seed = options.seed + turn * _ROUNDS_APART
                 items = own or drawn(count, seed, _tokens_of(engine), engine.config.tokenizer.templates.query)
-                namespace = f"{tokens} {clients} {turn}"
+                namespace = f"{tokens} {clients} {turn}" if options.caches else None
                 for found in runs.values():
                     run = ask(engine, items, clients, tokens, namespace)
                     if turn:
@@ -208,7 +214,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Argumen
     charts.add_argument("--least", type=int, default=12, help="questions that are asked in all, at least")
     charts.add_argument("--folder", type=Path, help="pictures, and a question a line in name.txt beside name.png")
     charts.add_argument("--until-done", action="store_true", help="let answers end where the model ends them")
-    charts.add_argument("--no-caches", dest="caches", action="store_false", help="keep neither pictures nor prompts")
+    charts.add_argument("--no-caches", dest="caches", action="store_false", help="share neither pictures nor prompts")
     mix = parser.add_argument_group("mixed")
     mix.add_argument("--requests", type=int, default=32)
     mix.add_argument("--tokens", type=int, default=30, help="most tokens of an answer")
