@@ -27,7 +27,7 @@ from benchmarks.batch import Batch
 from benchmarks.costs import Precision, decoding, prefilling
 from benchmarks.host import host_times
 from benchmarks.movement import Moved, TracedModel
-from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
+from benchmarks.precisions import KV_TYPES
 from benchmarks.report import environment, table, write_json
 from benchmarks.roofline import add_config_options, chosen_config
 from benchmarks.trace import Trace

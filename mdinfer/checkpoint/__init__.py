@@ -8,7 +8,7 @@
     layouts.py           names in the files <-> names of parameters
     plan.py              every name, shape and type checked before a byte is copied
     load.py              the copying, in blocks: memory stays at the size of the parameters
-    quantise.py          float8 and int8 experts with a scale per output channel, int4 ones with two numbers per 128 inputs
+    quantise.py          float8 and int8 experts with a scale per output channel, int4 with two numbers per 128 inputs
     random.py            weights without a checkpoint
 
 It knows parameters by name and shape only and imports nothing of the model but the layout of int4.

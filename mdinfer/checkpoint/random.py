@@ -31,8 +31,9 @@ def random_weights(targets: Mapping[str, Tensor], *, seed: int = 0) -> None:
 
     Drawing billions of normals takes minutes on a CPU. So 16 M of them are drawn once, and each run of up to
     4 M elements takes a window of them from a random place: values repeat, but a matrix does not repeat its
-    rows. float8, int8 and int4 parameters take windows of the pool in their type, and `.scale` parameters give them the
-    spread that the weight would have. Temporaries: the pool, 64 MB, 16 MB more in float8 or int8, as much again on a GPU.
+    rows. float8, int8 and int4 parameters take windows of the pool in their type, and `.scale` parameters give them
+    the spread that the weight would have. Temporaries: the pool, 64 MB, 16 MB more in float8 or int8, as much again on
+    a GPU.
     """
     with torch.inference_mode(), one_thread():
         _fill_all(targets, seed)
@@ -55,7 +56,7 @@ def _fill_all(targets: Mapping[str, Tensor], seed: int) -> None:
 
 
 def _pool(pool: Tensor, kind: torch.dtype) -> Tensor:
-    """The normals in this type; in float8 and int8 the largest is its largest, in int4 the ends of its range lie at 2.6."""
+    """The normals in this type; in float8 and int8 the largest is its largest, in int4 its range ends at 2.6."""
     if kind is FP8:
         return (pool * (FP8_MAX / _TAIL)).to(FP8)
     if kind is INT8:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import memory
-from benchmarks.memory import Need, requests, step_bytes
+from benchmarks.memory import EXPERTS, Need, requests, step_bytes
 from benchmarks.precisions import EXPERT_TYPES, KV_TYPES
 from benchmarks.sizes import SIZES
 from benchmarks.trace import storage_of
@@ -33,7 +33,7 @@ def held(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("size", ["20m", "tiny-a"])
-@pytest.mark.parametrize("experts", EXPERT_TYPES)
+@pytest.mark.parametrize("experts", EXPERTS)
 def test_weights_are_what_a_real_model_takes(size: str, experts: str) -> None:
     """Up to what the allocator rounds up to: 512 bytes for each tensor."""
     config = SIZES.get(size) or ModelConfig.from_file(GOLDEN / "checkpoints" / size / "config.json")
