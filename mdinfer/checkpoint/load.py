@@ -29,6 +29,9 @@ from mdinfer.kernels.int8 import INT8
 # Elements of a block. On a CPU a block and its copies should stay in the second-level cache; a GPU wants
 # copies that are long against the time it takes to start one.
 _CPU_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 23
+# glibc gives memory back to the system once as much lies free as twice the largest piece that it ever took from there
+# by itself, of 32 MiB at most. Freeing one of this size has it keep a block's temporaries: int4 4 times as fast.
+_KEPT = 31 << 20
 # For a GPU: threads that read, and blocks that they are ahead. Not measured on one.
 _THREADS, _AHEAD = 4, 6
 
@@ -42,6 +45,7 @@ def carry_out(fills: Sequence[Fill], *, progress: bool) -> None:
     order = sorted(fills, key=lambda fill: (str(fill.source.file), fill.source.offset))
     total = sum(fill.source.nbytes for fill in fills)
     buffers, own = _buffers(fills), Buffer()
+    torch.empty(_KEPT, dtype=torch.uint8)  # made and freed
     readers: dict[Path, Reader] = {}
     with (
         torch.inference_mode(),
