@@ -45,12 +45,11 @@ def measure(models: dict[str, Loaded], options: argparse.Namespace) -> list[dict
     records = []
     for (size, _), contender in found.items():
         first = found[size, options.experts[0]]
+        mine, theirs = ([median(turn) for turn in each.decode] for each in (contender, first))
         records.append(
             {
                 **contender.record(options.prompt, None),
-                "decode_ratio": _ratio(
-                    [median(turn) for turn in first.decode], [median(turn) for turn in contender.decode]
-                ),
+                "decode_ratio": _ratio(theirs, mine),
                 "prefill_ratio": _ratio(first.prefill, contender.prefill),
             }
         )

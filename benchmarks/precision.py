@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import environment, table, write_json
-from mdinfer.checkpoint import dequantise_rows, quantise_groups, quantise_rows, random_weights
+from mdinfer.checkpoint import dequantise_rows, quantise_channels, quantise_groups, quantise_rows, random_weights
 from mdinfer.checkpoint.tensors import one_thread
 from mdinfer.config import ModelConfig
 from mdinfer.kernels.int4 import INT4, dequantise
+from mdinfer.kernels.int8 import INT8
 from mdinfer.model.moondream import Moondream
 from mdinfer.model.text import Block
 
+_QUANTISERS = {"fp8": quantise_rows, "int8": quantise_channels, "int4": quantise_groups}
 _FP8 = torch.float8_e4m3fn
-KINDS = {"bf16": torch.bfloat16, "fp8": _FP8, "int4": INT4}
+KINDS = {"bf16": torch.bfloat16, "fp8": _FP8, "int8": INT8, "int4": INT4}
 
 
 def _student_t(into: Tensor) -> Tensor:
@@ -116,13 +118,13 @@ def _fill(targets: dict[str, Tensor], exact: dict[str, Tensor], kind: str) -> tu
                 targets[name][e].copy_(expert.bfloat16())
                 found = targets[name][e]
             else:
-                weight, scale = (quantise_groups if kind == "int4" else quantise_rows)(expert)
+                weight, scale = _QUANTISERS[kind](expert)
                 targets[name][e].copy_(weight)
                 targets[name.removesuffix("weight") + "scale"][e].copy_(scale)
             seconds += time.perf_counter() - start
             if kind == "int4":
                 found = dequantise(weight, scale, expert.shape[1], torch.float32)
-            elif kind == "fp8":
+            elif kind != "bf16":
                 found = dequantise_rows(weight, scale)
             wrong += float((found - expert).square().sum())
             whole += float(expert.square().sum())

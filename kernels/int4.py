@@ -10,6 +10,9 @@ scale   (..., N, G, 2) bfloat16: step and least, four bytes that are read as one
 
 The last group of K inputs may be a part of one; what its bytes hold beyond K is met by no activation. 0.531 bytes a
 weight where K is a multiple of 128.
+
+A CPU multiplies them by a product of torch's own, which has a layout of its own, of as many bytes: `lay_out` changes
+weights to it in place, where they are. It is the process's, never a file's.
 """
 
 from __future__ import annotations
@@ -20,6 +23,13 @@ INT4 = torch.uint8  # the type of a tensor that holds them
 GROUP = 128
 HALF = GROUP // 2
 MOST = 15
+
+# Private to torch: they may go. Without vector instructions they are no faster than multiplying out.
+_layout = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
+_product = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
+_VECTORS = ("AVX2", "AVX512")
+_BLOCK = 64  # outputs that lie together in the widest of those layouts
+_MIDDLE = 8  # what that product takes off q: its second number is the value of q = 8
 
 
 def group_count(K: int) -> int:
@@ -45,6 +55,37 @@ def unpack(weight: torch.Tensor) -> torch.Tensor:
     """(..., 64 G) -> (..., G, 128) uint8 of 0..15"""
     halves = weight.view(*weight.shape[:-1], -1, HALF)
     return torch.cat((halves & 15, halves >> 4), dim=-1)
+
+
+def can_lay_out(N: int, K: int, dtype: torch.dtype) -> bool:
+    """Whether `lay_out` and `linear_laid_out` are there for weights (N, K) and activations of `dtype` on this CPU."""
+    there = _layout is not None and _product is not None and torch.backends.cpu.get_cpu_capability() in _VECTORS
+    return there and dtype == torch.bfloat16 and N % _BLOCK == 0 and K % GROUP == 0
+
+
+def lay_out(weight: torch.Tensor, scale: torch.Tensor) -> None:
+    """Change a weight (N, 64 G) and its scale (N, G, 2) into what `linear_laid_out` takes, in the same memory.
+
+    The scale becomes (G, N, 2) of step and middle = least + 8 step. The middle is rounded to bfloat16, which moves all
+    weights of a group together, by 2^-9 of the middle at most: 1/64 of a step for any range that 0 lies in.
+    """
+    assert _layout is not None
+    weight.copy_(_layout(unpack(weight).flatten(-2).int(), 1).view(weight.shape))
+    step, least = scale.float().unbind(-1)
+    numbers = torch.stack((step, least + _MIDDLE * step), dim=-1).transpose(0, 1)
+    scale.view(numbers.shape).copy_(numbers)
+
+
+def linear_laid_out(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(R, N) = x (R, K) times the transposed weight (N, K) after `lay_out`, both bfloat16; sums are float32.
+
+    Of (2048, 2048) on one core (AVX-512), 1, 4, 16, 64, 128 rows take 0.23, 0.41, 1.6, 6.3, 12.4 ms; multiplied out
+    first 4.2, 3.9, 4.0, 6.2, 8.6; bfloat16 weights 0.77, 0.71, 1.1, 3.0, 5.4.
+    """
+    assert _product is not None
+    N, G, _ = scale.shape
+    product: torch.Tensor = _product(x.contiguous(), weight, GROUP, scale.view(G, N, 2))
+    return product
 
 
 def dequantise(weight: torch.Tensor, scale: torch.Tensor, K: int, dtype: torch.dtype) -> torch.Tensor:

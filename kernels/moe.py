@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from mdinfer.kernels import dispatch
 from mdinfer.kernels.float8 import linear_float8
-from mdinfer.kernels.int4 import INT4, dequantise, packed_shape, scale_shape
+from mdinfer.kernels.int4 import INT4, dequantise, linear_laid_out, packed_shape, scale_shape
 from mdinfer.kernels.int8 import INT8, linear_int8
 from mdinfer.kernels.linear import linear
 from mdinfer.kernels.quantise import quantise_rows
@@ -45,6 +45,7 @@ class ExpertWeights:
 
     Or both in float8_e4m3fn, with float32 scales per output channel: fc1_scale (E, 2I), fc2_scale (E, D).
     Or both in int4, with what `mdinfer.kernels.int4` has for these shapes.
+    laid_out: int4 as `mdinfer.kernels.int4.lay_out` leaves it, for bfloat16 on a CPU.
     Or both in int8, on a CPU, with bfloat16 scales of the same shapes as float8's: see `mdinfer.kernels.int8`.
     """
 
@@ -52,6 +53,7 @@ class ExpertWeights:
     fc2: torch.Tensor
     fc1_scale: torch.Tensor | None = None
     fc2_scale: torch.Tensor | None = None
+    laid_out: bool = False
 
     def __post_init__(self) -> None:
         (E, D, _), inner = self.fc2.shape, self.fc1.shape[1] // 2
@@ -185,6 +187,9 @@ def _expert(x: torch.Tensor, e: int, experts: ExpertWeights, fp8: bool) -> torch
 
 def _expert_int4(x: torch.Tensor, e: int, experts: ExpertWeights) -> torch.Tensor:
     assert experts.fc1_scale is not None and experts.fc2_scale is not None
+    if experts.laid_out:
+        u, g = linear_laid_out(x, experts.fc1[e], experts.fc1_scale[e]).chunk(2, dim=-1)
+        return linear_laid_out(F.gelu(u) * (g + 1), experts.fc2[e], experts.fc2_scale[e])
     u, g = linear(x, dequantise(experts.fc1[e], experts.fc1_scale[e], x.shape[1], x.dtype)).chunk(2, dim=-1)
     return linear(F.gelu(u) * (g + 1), dequantise(experts.fc2[e], experts.fc2_scale[e], experts.inner, x.dtype))
 

@@ -79,6 +79,7 @@ def load_model(
     )
     model = build(device)
     checkpoint.load_into(model.weights(), progress=options.progress and not is_demo)
+    model.lay_out()
     return Loaded(
         name=str(name),
         model=model,
@@ -96,6 +97,7 @@ def _made_up(
     choice = _kept(config, "bf16", options, device)
     model = _builder(config, choice, options, device)(device)
     random_weights(model.weights(), seed=0)
+    model.lay_out()
     return Loaded(
         name=name,
         model=model,

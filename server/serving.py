@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -48,8 +49,13 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     url = url_of(settings, listener)
     failures: list[BaseException] = []
 
+    begun = time.monotonic()
+    loaded = begun
+
     def load() -> ServingEngine:
+        nonlocal loaded
         engine = loading.load_engine(model, **options)
+        loaded = time.monotonic()
         streams.tell("mdinfer: warming up ...")
         return engine
 
@@ -60,7 +66,9 @@ def serve(model: str, options: dict[str, Any], settings: Settings, *, log_level:
     app = create_app(load, settings)
     service: Service = app.state.service
     service.on_load_failure = stop
-    service.on_ready = lambda engine: streams.tell(_banner(engine, model, settings, url), sys.stdout)
+    service.on_ready = lambda engine: streams.tell(
+        _banner(engine, model, settings, url, loaded - begun, time.monotonic() - loaded), sys.stdout
+    )
     server = Server(uvicorn_config(app, settings), service)
     streams.tell(f"mdinfer: listening on {url}, loading {model} ...")
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -158,7 +166,8 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> str:
+def _banner(engine: ServingEngine, model: str, settings: Settings, url: str, loading: float, warming_up: float) -> str:
+    """Times in seconds."""
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if settings.api_keys else ""
     messages = [{"role": "user", "content": "What is 2 + 2?"}]
     body = shlex.quote(json.dumps({"model": settings.model_names[0], "messages": messages}))
@@ -169,6 +178,7 @@ def _banner(engine: ServingEngine, model: str, settings: Settings, url: str) -> 
             "",
             f"mdinfer {__version__} serves {model}",
             *(f"  {line}" for line in engine.description().splitlines()),
+            f"  ready     in {loading + warming_up:.1f} s: loading {loading:.1f}, warming up {warming_up:.1f}",
             f"  base URL  {url}/v1",
             f"  names     {', '.join(settings.model_names)}",
             f"  access    {access}, {where}",

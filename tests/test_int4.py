@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mdinfer import Engine
-from mdinfer.checkpoint import find_checkpoint
+from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.kernels._triton import moe_configs
-from mdinfer.kernels.int4 import INT4, dequantise
+from mdinfer.kernels.int4 import INT4, can_lay_out, dequantise
 from mdinfer.model.moondream import Moondream
+from tests.checkpoint.models import tiny_config
 from tests.golden_data import CHECKPOINTS, checkpoint, load_engine
 from tests.model.test_layouts import first_logits
 from tests.model.test_layouts import loaded as loaded_from
@@ -45,6 +48,28 @@ def test_logits(name: str) -> None:
     size = exact.square().mean().sqrt()
     assert (found - expected).square().mean().sqrt() / size < 1e-5
     assert 0.01 < (found - exact).square().mean().sqrt() / size < 0.17
+
+
+@pytest.mark.skipif(not can_lay_out(128, 128, torch.bfloat16), reason="this torch or CPU has no other layout")
+def test_a_model_is_laid_out_once_where_all_sizes_fit() -> None:
+    """Logits stay those of the weights as they came, up to bfloat16's roundings through the layers: a few times 2^-9.
+    Where fc2 has 64 inputs, or numbers are float32, bits stay as they are."""
+    for inner, dtype, changes in (
+        (128, torch.bfloat16, True),
+        (64, torch.bfloat16, False),
+        (128, torch.float32, False),
+    ):
+        config = tiny_config(dim=128, inner=inner)
+        config = replace(config, text=replace(config.text, vocab_size=64))
+        model = Moondream(config, dtype=dtype, expert_dtype=INT4)
+        random_weights(model.weights())
+        name = "text.blocks.2.mlp.fc1.weight"
+        before, bits = first_logits(model).float(), model.weights()[name].clone()
+        model.lay_out()
+        assert torch.equal(model.weights()[name], bits) != changes
+        after = first_logits(model).float()
+        assert torch.equal(before, after) != changes
+        assert (after - before).norm() / before.norm() < 2e-2
 
 
 def answers(engine: Engine) -> list[list[int]]:

@@ -7,6 +7,7 @@
     torch_file.py        the same for `.pt` files
     layouts.py           names in the files <-> names of parameters
     plan.py              every name, shape and type checked before a byte is copied
+    ahead.py             blocks read by threads while others are copied
     load.py              the copying, in blocks: memory stays at the size of the parameters
     quantise.py          float8 weights and int8 experts with a scale per output channel, int4 experts with two
                          numbers per 128 inputs

@@ -8,6 +8,7 @@ of the process, and a whole checkpoint's would double it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -154,29 +155,28 @@ def read_index(index: Path) -> tuple[Stored, ...]:
 
 
 class SafetensorsReader:
-    """Reads blocks of one file's tensors into `buffer`. Raises CheckpointError if it cannot be opened."""
+    """Reads blocks of one file's tensors. Raises CheckpointError if it cannot be opened."""
 
-    def __init__(self, file: Path, buffer: Buffer) -> None:
-        self._buffer = buffer
+    def __init__(self, file: Path) -> None:
         try:
             self._stream = file.open("rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be opened ({error.strerror}): was it moved?") from error
 
-    def read(self, stored: Stored, block: Block) -> Tensor:
+    def read(self, stored: Stored, block: Block, buffer: Buffer) -> Tensor:
         first, shape = extent(stored.shape, block)
-        values = self._buffer.hold(shape, stored.dtype)
+        values = buffer.hold(shape, stored.dtype)
         target = values.view(torch.uint8).numpy().data.cast("B")
+        place = stored.offset + first * stored.dtype.itemsize
         try:
-            self._stream.seek(stored.offset + first * stored.dtype.itemsize)
             while target:
-                count = self._stream.readinto(target)
+                count = os.preadv(self._stream.fileno(), [target], place)
                 if not count:
                     raise CheckpointError(
                         f"tensor {stored.name}: {stored.file.name} ends inside it: the file is "
                         "truncated, and was whole when its header was read; download it again"
                     )
-                target = target[count:]
+                target, place = target[count:], place + count
         except OSError as error:
             raise CheckpointError(
                 f"tensor {stored.name} cannot be read from {stored.file} ({error.strerror}): check the disk, "

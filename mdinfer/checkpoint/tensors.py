@@ -35,23 +35,23 @@ class Stored:
 
 
 class Reader(Protocol):
-    """An open file of tensors."""
+    """An open file of tensors, for several threads at a time."""
 
-    def read(self, stored: Stored, block: Block) -> Tensor:
-        """A block of a tensor on the CPU, valid until the next read. Raises CheckpointError."""
+    def read(self, stored: Stored, block: Block, buffer: Buffer) -> Tensor:
+        """A block of a tensor, in `buffer`. Raises CheckpointError."""
 
     def close(self) -> None: ...
 
 
 class Buffer:
-    """Memory that every block is read into; it grows to the largest block asked of it.
+    """Memory that blocks are read into, one after the other; it grows to the largest block asked of it.
 
-    `pinned` makes copies to a CUDA device faster.
+    `pinned` makes copies to a CUDA device faster; such memory is better asked for at once, as `size` bytes.
     """
 
-    def __init__(self, *, pinned: bool = False) -> None:
+    def __init__(self, *, pinned: bool = False, size: int = 0) -> None:
         self._pinned = pinned
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
 
     def hold(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor over the buffer's start, its values undefined; it overwrites what was held before."""

@@ -7,6 +7,7 @@ file is opened anew after every `_MAPPED` bytes read.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,14 +68,18 @@ def _state_dict(loaded: object, file: Path) -> Mapping[object, object]:
 
 
 class TorchReader:
-    """Reads blocks of a `.pt` file's tensors into `buffer`. Raises CheckpointError if it cannot be opened."""
+    """Reads blocks of a `.pt` file's tensors, one at a time. Raises CheckpointError if it cannot be opened."""
 
-    def __init__(self, file: Path, buffer: Buffer) -> None:
-        self._file, self._buffer = file, buffer
+    def __init__(self, file: Path) -> None:
+        self._file, self._one_by_one = file, threading.Lock()
         self._state: Mapping[object, object] | None = None
         self._touched = 0
 
-    def read(self, stored: Stored, block: Block) -> Tensor:
+    def read(self, stored: Stored, block: Block, buffer: Buffer) -> Tensor:
+        with self._one_by_one:
+            return self._read(stored, block, buffer)
+
+    def _read(self, stored: Stored, block: Block, buffer: Buffer) -> Tensor:
         if self._touched > _MAPPED:
             self.close()
         if self._state is None:
@@ -86,7 +91,7 @@ class TorchReader:
         ):
             raise CheckpointError(f"tensor {stored.name}: {self._file} was changed while it was read; load it again")
         source = tensor.detach()[block]
-        values = self._buffer.hold(source.shape, stored.dtype)
+        values = buffer.hold(source.shape, stored.dtype)
         values.copy_(source)
         self._touched += values.nbytes
         return values

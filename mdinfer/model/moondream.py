@@ -7,6 +7,7 @@ from torch import nn
 
 from mdinfer.config import ModelConfig
 from mdinfer.kernels import input_embeddings, region_values
+from mdinfer.model.moe import ExpertMlp
 from mdinfer.model.region import Region
 from mdinfer.model.text import TextDecoder
 from mdinfer.model.vision import VisionTower
@@ -45,6 +46,13 @@ class Moondream(nn.Module):
     def weights(self) -> dict[str, torch.Tensor]:
         """Canonical name -> the tensor to fill in place."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    @torch.inference_mode()
+    def lay_out(self) -> None:
+        """Once, when weights are filled: put them into the device's best layout; `weights` are not what they were."""
+        for module in self.modules():
+            if isinstance(module, ExpertMlp):
+                module.lay_out()
 
     def embed(
         self, tokens: torch.Tensor, kinds: torch.Tensor, values: torch.Tensor, images: torch.Tensor | None

@@ -232,7 +232,7 @@ def test_a_key_file_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 def test_the_curl_line_is_quoted() -> None:
     settings = Settings(model_names=('it\'s "mine"',))
-    text = serving_module._banner(FakeEngine(), "demo", settings, "http://127.0.0.1:1")
+    text = serving_module._banner(FakeEngine(), "demo", settings, "http://127.0.0.1:1", 2.0, 0.5)
     words = shlex.split(text[text.index("curl ") :].replace("\\\n", " "))
     assert json.loads(words[words.index("-d") + 1])["model"] == 'it\'s "mine"'
 
