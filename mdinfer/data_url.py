@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from mdinfer.errors import ImageError
+from mdinfer.large_bytes import Bytes, joined
 
 _REMEDY = "send a base64 data: URL, such as data:image/jpeg;base64,..."
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):")
@@ -28,7 +31,21 @@ _HEX[list(b"0123456789abcdef")] = range(16)
 _HEX[list(b"ABCDEF")] = range(10, 16)
 
 
-def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
+@dataclass(frozen=True, slots=True)
+class DataUrl:
+    """A long data URL in pieces: `head`, up to the payload at least, and the rest in ASCII, not percent-encoded."""
+
+    head: str
+    rest: tuple[memoryview, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.head) + sum(map(len, self.rest))
+
+    def __str__(self) -> str:
+        return self.head + b"".join(self.rest).decode("ascii")
+
+
+def decode_data_url(url: str | DataUrl, *, param: str = "image_url") -> Bytes:
     """The bytes that a base64 data URL (RFC 2397) holds; linear in its length.
 
     Accepted: any media type and parameters, any case of `data` and `base64`, missing padding, whitespace
@@ -36,6 +53,11 @@ def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
     two meanings). Raises ImageError, which names `param` and never quotes the payload, for everything else:
     another scheme, no scheme, a URL that is not base64, a foreign character, an impossible length, nothing.
     """
+    rest: tuple[memoryview, ...] = ()
+    if isinstance(url, DataUrl):
+        if "%" in url.head:
+            return decode_data_url(str(url), param=param)
+        rest, url = url.rest, url.head
     if not isinstance(url, str):
         raise ImageError(f"the image URL must be a string, found {type(url).__name__}: {_REMEDY}", param=param)
     start = len(url) - len(url.lstrip()) if url[:1].isspace() else 0
@@ -51,14 +73,18 @@ def decode_data_url(url: str, *, param: str = "image_url") -> bytes:
         if "%" in url:
             payload = _decode_percent(url[comma + 1 :].encode("ascii"))
             return _decode_base64(payload[i : i + _PIECE] for i in range(0, len(payload), _PIECE))
-        starts = range(comma + 1, len(url), _PIECE)
-        return _decode_base64(url[i : i + _PIECE].encode("ascii") for i in starts)
+        head = (url[i : i + _PIECE].encode("ascii") for i in range(comma + 1, len(url), _PIECE))
+        return _decode_base64(chain(head, _short(rest)))
     except ValueError as error:
         reason = "a character outside ASCII" if isinstance(error, UnicodeError) else str(error)
         raise ImageError(f"the payload of the data: URL is not base64: it has {reason}", param=param) from None
 
 
-def _decode_base64(pieces: Iterable[bytes]) -> bytes:
+def _short(views: Iterable[memoryview]) -> Iterator[bytes]:
+    return (bytes(view[i : i + _PIECE]) for view in views for i in range(0, len(view), _PIECE))
+
+
+def _decode_base64(pieces: Iterable[bytes]) -> Bytes:
     """Raises ValueError, its text in our own words, where `base64.b64decode` would drop junk silently."""
     parts, rest, count, padding = [], b"", 0, 0
     for piece in pieces:
@@ -80,7 +106,7 @@ def _decode_base64(pieces: Iterable[bytes]) -> bytes:
     if len(rest) == 1:
         raise ValueError(f"an impossible length of {count} digits: it was cut short")
     parts.append(base64.b64decode(rest + b"=" * (-len(rest) % 4)))
-    return b"".join(parts)
+    return joined(parts)
 
 
 def _decode_percent(payload: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import mmap
 import os
 import threading
 import weakref
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mdinfer.data_url import decode_data_url
+from mdinfer.data_url import DataUrl, decode_data_url
 from mdinfer.encoded_image import EncodedImage
 from mdinfer.errors import (
     ConfigError,
@@ -33,6 +34,7 @@ from mdinfer.errors import (
 )
 from mdinfer.handle import RequestHandle
 from mdinfer.image import Crops, OpenedPicture, open_picture, read_file
+from mdinfer.large_bytes import Bytes
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
@@ -384,18 +386,18 @@ class Engine(SkillCalls):
         """Read a picture; with a namespace, one that is known there need not be cut and seen again, nor decoded if it
         comes in a file that is known.
         """
-        source = picture.source
+        source: ImageInput | DataUrl | Bytes = picture.source
         if isinstance(source, EncodedImage):
             return LoadedPicture(digest=source.digest, features=self._encoded_features(source, picture.param))
         if isinstance(source, str | os.PathLike) and not picture.data_url:
             source = read_file(source, picture.param)
         file = None
-        if namespace is not None and isinstance(source, str | bytes):
+        if namespace is not None and isinstance(source, str | DataUrl | bytes | mmap.mmap):
             file = file_digest(source)
             if (seen := self._pictures.in_file(file, namespace)) is not None:
                 return seen
-        if picture.data_url:
-            source = decode_data_url(str(source), param=picture.param)
+        if picture.data_url or isinstance(source, DataUrl):
+            source = decode_data_url(source if isinstance(source, DataUrl) else str(source), param=picture.param)
         opened = open_picture(
             source,
             self.config.vision,

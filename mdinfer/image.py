@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 import os
 import stat
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,9 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from mdinfer.config import VisionConfig
 from mdinfer.errors import ImageError
 from mdinfer.image_file import PictureFile, has_known_format, inspect_file
+from mdinfer.large_bytes import Bytes
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
+ImageSource: TypeAlias = "str | os.PathLike[str] | Bytes | Image.Image | npt.NDArray[np.uint8]"
 
 PREPROCESSING_VERSION = 1  # raise it when the same picture gives other crops: digests then differ
 MAX_SIDE = 1 << 17  # a Lanczos table takes 48 bytes per pixel of a side, so a line of 50 million would take 2.4 GB
@@ -128,8 +130,10 @@ def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "
     """
     if isinstance(source, str | os.PathLike):
         source = read_file(source, param)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(inspect_file(bytes(source), param=param), exif, max_pixels, param)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    if isinstance(source, bytes | mmap.mmap):
+        return _decode(inspect_file(source, param=param), exif, max_pixels, param)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels, param)
     if isinstance(source, Image.Image):
@@ -261,7 +265,8 @@ def read_file(path: str | os.PathLike[str], param: str) -> bytes:
 def _decode(file: PictureFile, exif: bool, max_pixels: int, param: str) -> Image.Image:
     _check_size(file.width, file.height, max_pixels, param)
     try:
-        picture = Image.open(io.BytesIO(file.data), formats=(file.format,))
+        data = io.BytesIO(file.data) if isinstance(file.data, bytes) else cast(IO[bytes], file.data)
+        picture = Image.open(data, formats=(file.format,))
         if picture.size == (file.width, file.height):  # else the limits were checked on another picture
             picture.load()
             return _upright(_to_rgb(picture), file.orientation if exif else 1)

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from mdinfer.errors import ImageError
+from mdinfer.large_bytes import Bytes, joined
 
 MAX_SEGMENTS = 10_000  # JPEG segments before the first scan; a depth map in XMP, the worst seen, has hundreds
 MAX_TABLES = 64  # JPEG segments that matter for decoding; usual are about ten
@@ -40,7 +41,7 @@ class PictureFile:
     width: int
     height: int
     orientation: int
-    data: bytes
+    data: Bytes
 
 
 class _RefusedError(Exception):
@@ -52,9 +53,9 @@ def has_known_format(head: bytes) -> bool:
     return _format(head) is not None
 
 
-def inspect_file(data: bytes, *, param: str = "image") -> PictureFile:
+def inspect_file(data: Bytes, *, param: str = "image") -> PictureFile:
     """Tell the format from the bytes and read the header. Raises ImageError if either cannot be done."""
-    name = _format(data)
+    name = _format(data[:16])
     if name is None:
         found = "is empty" if not data else "is in none of the formats JPEG, PNG, WebP, GIF and BMP"
         raise ImageError(f"the picture {found}: send one of these", param=param)
@@ -78,7 +79,7 @@ def _format(head: bytes) -> str | None:
     return "BMP" if head.startswith(b"BM") else None
 
 
-def _jpeg(data: bytes) -> PictureFile:
+def _jpeg(data: Bytes) -> PictureFile:
     """Walk the segments up to the first scan; keep tables, frame, and the two that tell the colour space."""
     kept = [b"\xff\xd8"]
     width = height = components = frame = 0
@@ -100,22 +101,23 @@ def _jpeg(data: bytes) -> PictureFile:
                 width=width,
                 height=height,
                 orientation=orientation,
-                data=b"".join((*kept, data[start:])),
+                data=joined((*kept, memoryview(data)[start:])),
             )
+        name = data[start + 4 : start + 10]
         if code in _START_OF_FRAME:
             frame = code
             height, width, components = struct.unpack_from(">HHB", data, start + 5)
-        elif code == 0xE1 and orientation == 1 and data.startswith(b"Exif\0\0", start + 4):
+        elif code == 0xE1 and orientation == 1 and name == b"Exif\0\0":
             orientation = _orientation(data[start + 4 : pos])
         colour = _COLOUR_SEGMENTS.get(code)
-        if data.startswith(colour, start + 4) if colour else not (code == 0xFE or 0xE0 <= code <= 0xEF):
+        if name.startswith(colour) if colour else not (code == 0xFE or 0xE0 <= code <= 0xEF):
             kept.append(data[start:pos])
             if len(kept) > MAX_TABLES:
                 raise _RefusedError(f"has more than {MAX_TABLES} tables")
     raise _RefusedError(f"has more than {MAX_SEGMENTS} segments before its first scan")
 
 
-def _check_scans(data: bytes, pos: int) -> None:
+def _check_scans(data: Bytes, pos: int) -> None:
     """Count the scans of a JPEG that takes several: a scan of a few bytes costs a pass over all pixels."""
     scans = 1
     for _ in range(MAX_SEGMENTS):
@@ -133,7 +135,7 @@ def _check_scans(data: bytes, pos: int) -> None:
     raise _RefusedError(f"has more than {MAX_SEGMENTS} segments between its scans")
 
 
-def _png(data: bytes) -> PictureFile:
+def _png(data: Bytes) -> PictureFile:
     """Keep the chunks that hold the picture (of an animated one the still); their checksums are Pillow's."""
     width, height = struct.unpack_from(">II", data, 16)
     view, kept = memoryview(data), [memoryview(data)[:8]]
@@ -152,10 +154,10 @@ def _png(data: bytes) -> PictureFile:
             break
     else:
         raise _RefusedError(f"has more than {MAX_CHUNKS} chunks")
-    return PictureFile(format="PNG", width=width, height=height, orientation=orientation, data=b"".join(kept))
+    return PictureFile(format="PNG", width=width, height=height, orientation=orientation, data=joined(kept))
 
 
-def _webp(data: bytes) -> PictureFile:
+def _webp(data: Bytes) -> PictureFile:
     kind, orientation = data[12:16], 1
     if kind == b"VP8X":
         width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
@@ -171,7 +173,7 @@ def _webp(data: bytes) -> PictureFile:
     return PictureFile(format="WEBP", width=width, height=height, orientation=orientation, data=data)
 
 
-def _webp_orientation(data: bytes) -> int:
+def _webp_orientation(data: Bytes) -> int:
     pos = 12
     for _ in range(MAX_CHUNKS):
         if pos + 8 > len(data):
@@ -183,7 +185,7 @@ def _webp_orientation(data: bytes) -> int:
     raise _RefusedError(f"has more than {MAX_CHUNKS} chunks")
 
 
-def _gif(data: bytes) -> PictureFile:
+def _gif(data: Bytes) -> PictureFile:
     """The screen, or the first frame where that is larger; extensions before it are skipped."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     pos = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -207,7 +209,7 @@ def _gif(data: bytes) -> PictureFile:
     raise _RefusedError(f"has more than {MAX_CHUNKS} blocks before its first frame")
 
 
-def _bmp(data: bytes) -> PictureFile:
+def _bmp(data: Bytes) -> PictureFile:
     compression = 0
     if _u32(data, 14) == 12:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -238,9 +240,9 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def _u16(data: bytes, pos: int) -> int:
+def _u16(data: Bytes, pos: int) -> int:
     return int(struct.unpack_from(">H", data, pos)[0])
 
 
-def _u32(data: bytes, pos: int) -> int:
+def _u32(data: Bytes, pos: int) -> int:
     return int(struct.unpack_from("<I", data, pos)[0])

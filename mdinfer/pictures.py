@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from mdinfer.data_url import DataUrl
+from mdinfer.large_bytes import Bytes
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,11 +50,16 @@ class LoadedPicture:
         self.features, self.crops = features, None
 
 
-def file_digest(file: str | bytes) -> bytes:
+def file_digest(file: str | DataUrl | Bytes) -> bytes:
     """SHA-256 of a picture file, or of the data URL that holds one: what is the same need not be decoded again."""
-    kind, data = (b"url", file.encode("utf-8", "surrogatepass")) if isinstance(file, str) else (b"file", file)
-    digest = hashlib.sha256(kind)
-    digest.update(data)
+    if isinstance(file, DataUrl):
+        head, rest = file.head, file.rest
+    else:
+        head, rest = (file, ()) if isinstance(file, str) else ("", (memoryview(file),))
+    digest = hashlib.sha256(b"url" if isinstance(file, str | DataUrl) else b"file")
+    digest.update(head.encode("utf-8", "surrogatepass"))
+    for piece in rest:
+        digest.update(piece)
     return digest.digest()
 
 

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from starlette.requests import Request
 
+from mdinfer.large_bytes import Bytes
+from mdinfer.server.base64_cut import cut
 from mdinfer.server.call import call_of
 from mdinfer.server.errors import ApiError, ClientGone, bad_request
 from mdinfer.server.service import Service
@@ -34,15 +36,15 @@ async def read_body(
     """
     _check_headers(http)
     with service.arriving.share() as arrived:
-        data = await _read(http, service, arrived)
-        call_of(http.scope).body_bytes = len(data)
-        if len(data) <= OFF_LOOP_BYTES:
-            return understand(decode_object(data))
+        pieces = await _read(http, service, arrived)
+        call_of(http.scope).body_bytes = size = sum(map(len, pieces))
+        if size <= OFF_LOOP_BYTES:
+            return understand(decode_object(b"".join(pieces)))
         context, loop = contextvars.copy_context(), asyncio.get_running_loop()
-        return await loop.run_in_executor(service.decoder, context.run, lambda: understand(_decode_large(data, bulk)))
+        return await loop.run_in_executor(service.decoder, context.run, lambda: understand(_decode_large(pieces, bulk)))
 
 
-def decode_object(data: bytes | bytearray) -> dict[str, Any]:
+def decode_object(data: Bytes) -> dict[str, Any]:
     """Strict JSON: no NaN, no infinite number, no lone surrogate, no bottomless nesting."""
     try:
         value = msgspec.json.decode(data)
@@ -60,21 +62,22 @@ def decode_object(data: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-def _decode_large(data: bytearray, bulk: str | None) -> dict[str, Any]:
+def _decode_large(pieces: list[bytes], bulk: str | None) -> dict[str, Any]:
     """Decoding holds the interpreter, about a second for a few million values: those are refused before it."""
+    data, put_back = cut(pieces)
     if holds_more_values(data, MAX_VALUES):
         raise bad_request(f"the body holds more than {MAX_VALUES} JSON values: send fewer", bulk)
-    return decode_object(data)
+    body: dict[str, Any] = put_back(decode_object(data))
+    return body
 
 
-def holds_more_values(data: bytes | bytearray, limit: int) -> bool:
+def holds_more_values(data: Bytes, limit: int) -> bool:
     """Whether JSON holds more than `limit` commas and opening brackets outside of its strings.
 
-    Base64 has none of them, so that nearly always they can be counted wherever they stand. Piece by piece, or by numpy,
-    so that other threads can run.
+    Nearly always they can be counted wherever they stand. Piece by piece, or by numpy, so that other threads can run.
     """
     starts = range(0, len(data), _CHUNK)
-    if sum(data.count(mark, start, start + _CHUNK) for start in starts for mark in (b",", b"[", b"{")) <= limit:
+    if sum(data[start : start + _CHUNK].count(mark) for start in starts for mark in (b",", b"[", b"{")) <= limit:
         return False
     count, within, rest = 0, 0, b""
     for start in starts:
@@ -101,29 +104,33 @@ def _check_headers(http: Request) -> None:
         raise ApiError(415, message, code="unsupported_media_type")
 
 
-async def _read(http: Request, service: Service, arrived: Callable[[int], None]) -> bytearray:
+async def _read(http: Request, service: Service, arrived: Callable[[int], None]) -> list[bytes]:
+    """As it came, not put together: that takes the event loop's time."""
     settings = service.settings
     limit = settings.max_body_bytes
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    data = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     begin = time.monotonic()
     while True:
-        overdue = begin + settings.body_timeout + len(data) / LEAST_RATE - time.monotonic()
+        overdue = begin + settings.body_timeout + size / LEAST_RATE - time.monotonic()
         try:
             message = await service.arrival(http.receive(), min(settings.body_timeout, max(overdue, 0)))
         except asyncio.TimeoutError:
-            text = f"the body came too slowly: {len(data)} bytes in {time.monotonic() - begin:.0f} s"
+            text = f"the body came too slowly: {size} bytes in {time.monotonic() - begin:.0f} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        data += message.get("body", b"")
-        arrived(len(message.get("body", b"")))
-        if len(data) > limit:
+        piece = message.get("body", b"")
+        pieces.append(piece)
+        size += len(piece)
+        arrived(len(piece))
+        if size > limit:
             raise _too_large(limit)
         if not message.get("more_body", False):
-            return data
+            return pieces
 
 
 def _too_large(limit: int) -> ApiError:

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mdinfer.server.call import new_request_id
 from mdinfer.server.errors import bad_request
+from mdinfer.server.turns import PacedFlow, Turns
 
 HEADER_SECONDS = 20.0
 DISCARD_SECONDS = 20.0
@@ -44,12 +45,14 @@ class Connection(H11Protocol):
     hears that its client has left.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, turns: Turns, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._turns = turns
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.flow = PacedFlow(transport, self._turns)
         self._arm("headers", HEADER_SECONDS)
         if len(self.connections) > (most := most_connections()):
             _tell_once(most)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mdinfer.data_url import DataUrl
 from mdinfer.request import check_text
 from mdinfer.server.errors import bad_request
 
@@ -54,7 +55,7 @@ def _check_part(part: object, where: str) -> int:
         return 0
     if kind == "image_url":
         image = part.get("image_url")
-        if not isinstance(image.get("url") if isinstance(image, dict) else image, str):
+        if not isinstance(image.get("url") if isinstance(image, dict) else image, str | DataUrl):
             message = f'{where}.image_url must be {{"url": "data:image/jpeg;base64,..."}}'
             raise bad_request(message, f"{where}.image_url")
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from mdinfer.server.logs import LogFormat, log_to_stderr
 from mdinfer.server.protocols import ServingEngine
 from mdinfer.server.service import Service, log_load_failure
 from mdinfer.server.settings import Settings
+from mdinfer.server.turns import Turns
 
 KEEP_ALIVE_SECONDS = 75
 # A busy thread lets the engine's and the event loop's go on after so long; by Python's default after 5 ms.
@@ -121,7 +123,7 @@ class Server(uvicorn.Server):
 def uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn types the scope more closely than Starlette
-        http=Connection,
+        http=functools.partial(Connection, turns=Turns()),  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         loop="asyncio",
         lifespan="on",

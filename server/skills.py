@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mdinfer.data_url import decode_data_url
+from mdinfer.data_url import DataUrl, decode_data_url
 from mdinfer.request import Caption, Detect, Point, Query, Request
 from mdinfer.result import Event, Result
 from mdinfer.server.answers import answer
@@ -35,8 +35,7 @@ T = TypeVar("T", bound=Body)
 
 
 async def query(http: HttpRequest) -> Response:
-    body = await _read(http, QueryBody)
-    image = await _image(body.image_url) if body.image_url is not None else None
+    body, image = await _read(http, QueryBody)
     refs = tuple(tuple(ref) for ref in body.spatial_refs or ())
     request = Query(
         question=body.question,
@@ -49,8 +48,7 @@ async def query(http: HttpRequest) -> Response:
 
 
 async def caption(http: HttpRequest) -> Response:
-    body = await _read(http, CaptionBody)
-    image = await _image(body.image_url)
+    body, image = await _read(http, CaptionBody)
     length = cast(Any, body.length)  # Caption checks it
     request = Caption(image=image, length=length, **_sampling(body.settings))
     return await _respond(http, request, stream=bool(body.stream))
@@ -65,7 +63,7 @@ async def point(http: HttpRequest) -> Response:
 
 
 async def _object_request(http: HttpRequest, kind: Callable[..., Detect | Point]) -> Detect | Point:
-    body = await _read(http, ObjectBody)
+    body, image = await _read(http, ObjectBody)
     options: dict[str, Any] = {}
     if body.spatial_refs and kind is Detect:
         raise bad_request("spatial_refs works with query and point only: leave it out", "spatial_refs")
@@ -73,25 +71,28 @@ async def _object_request(http: HttpRequest, kind: Callable[..., Detect | Point]
         options["spatial_refs"] = tuple(tuple(ref) for ref in body.spatial_refs)
     if body.settings is not None and body.settings.max_objects is not None:
         options["max_objects"] = body.settings.max_objects
-    return kind(image=await _image(body.image_url), object=body.object, **options)
+    return kind(image=image, object=body.object, **options)
 
 
-async def _read(http: HttpRequest, kind: type[T]) -> T:
+async def _read(http: HttpRequest, kind: type[T]) -> tuple[T, Any]:
+    """The body, and the bytes of its picture or None."""
     service = service_of(http)
     service.check_room()
-    return await read_body(http, service, functools.partial(_understand, kind))
+    body, url = await read_body(http, service, functools.partial(_understand, kind))
+    if url is None:
+        return body, None
+    if len(url) > OFF_LOOP_BYTES:
+        return body, await asyncio.to_thread(decode_data_url, url)
+    return body, decode_data_url(url)
 
 
-def _understand(kind: type[T], fields: dict[str, Any]) -> T:
+def _understand(kind: type[T], fields: dict[str, Any]) -> tuple[T, str | DataUrl | None]:
+    url = fields.get("image_url")
+    if isinstance(url, DataUrl):
+        fields["image_url"] = url.head
     body = parse(kind, fields)
     log_unknown(kind, fields)
-    return body
-
-
-async def _image(url: str) -> bytes:
-    if len(url) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(decode_data_url, url)
-    return decode_data_url(url)
+    return body, url
 
 
 def _sampling(settings: SkillSettings | None) -> dict[str, Any]:

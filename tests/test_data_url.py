@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
+from itertools import pairwise
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdinfer.data_url import decode_data_url
+from mdinfer.data_url import DataUrl, decode_data_url
 from mdinfer.errors import ImageError
 
 DATA = bytes(range(256)) * 3 + b"\xfb\xff"
@@ -87,7 +88,7 @@ def test_percent_escapes_across_chunk_borders(shift: int) -> None:
     text = "A" * shift + "%41%42%43" * 400_000  # longer than two chunks, escapes at every offset
     text += "A" * (-(shift + 1_200_000) % 4)
     plain = "A" * shift + "ABC" * 400_000 + "A" * (-(shift + 1_200_000) % 4)
-    assert decode_data_url("data:;base64," + text) == base64.b64decode(plain)
+    assert decode_data_url("data:;base64," + text)[:] == base64.b64decode(plain)
 
 
 @pytest.mark.parametrize(
@@ -183,3 +184,31 @@ def test_time_is_linear(payload: str) -> None:
     with contextlib.suppress(ImageError):
         decode_data_url("data:;base64," + payload)
     assert time.perf_counter() - started < 2
+
+
+def outcome(url: str | DataUrl) -> bytes | str:
+    try:
+        return decode_data_url(url)[:]
+    except ImageError as error:
+        return str(error)
+
+
+@given(
+    label=st.sampled_from(["data:;base64,", "data:image/png;base64,%41", "data:;x,", "http:;base64,", "data:;base64"]),
+    payload=st.text(alphabet="ABab01+/-_= \n!", max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=3),
+)
+def test_in_pieces_it_is_what_it_is_in_one(label: str, payload: str, cuts: list[int]) -> None:
+    borders = [0, *sorted(min(cut, len(payload)) for cut in cuts), len(payload)]
+    data = payload.encode()
+    pieces = tuple(memoryview(data)[i:j] for i, j in pairwise(borders))
+    url = DataUrl(label, pieces)
+    assert str(url) == label + payload and len(url) == len(label + payload)
+    assert outcome(url) == outcome(label + payload)
+
+
+def test_large_payloads() -> None:
+    data = bytes(range(256)) * 4000
+    text = base64.b64encode(data)
+    url = DataUrl("data:;base64,", (memoryview(text)[:999_999], memoryview(text)[999_999:]))
+    assert decode_data_url(url)[:] == decode_data_url(str(url))[:] == data

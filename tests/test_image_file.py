@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import random
 import struct
 import time
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mdinfer import large_bytes
 from mdinfer.errors import ImageError
 from mdinfer.image import load_rgb
 from mdinfer.image_file import MAX_SCANS, has_known_format, inspect_file
+from mdinfer.large_bytes import Bytes, joined
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
 
@@ -27,11 +30,11 @@ def encoded(name: str, picture: Image.Image = PICTURE, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def load(data: bytes) -> Image.Image:
+def load(data: Bytes) -> Image.Image:
     return load_rgb(data, exif=True, max_pixels=50_000_000)
 
 
-def outcome(data: bytes) -> Image.Image | str:
+def outcome(data: Bytes) -> Image.Image | str:
     """The picture, or the message of the ImageError; any other exception is a failure."""
     try:
         return load(data)
@@ -82,6 +85,22 @@ def test_format_and_size_are_read_from_the_bytes(name: str) -> None:
     assert (file.format, file.width, file.height, file.orientation) == (name, 80, 60, 1)
     assert has_known_format(data[:16])
     assert load(data).size == (80, 60)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_large_files_are_read_out_of_a_map(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files of megabytes are: the same pixels, the same refusals."""
+    data = encoded(name)
+    expected = np.asarray(load(data))
+    monkeypatch.setattr(large_bytes, "SLICE", 100)
+    whole = joined([data[:50], memoryview(data)[50:]])
+    assert isinstance(whole, mmap.mmap)
+    if name in ("JPEG", "PNG"):
+        assert isinstance(inspect_file(whole).data, mmap.mmap)
+    assert np.array_equal(np.asarray(load(whole)), expected)
+    for end in range(101, len(data), max(1, len(data) // 50)):
+        cut, read = outcome(data[:end]), outcome(joined([data[:end]]))
+        assert cut == read if isinstance(cut, str) else not isinstance(read, str)
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"exif": b"Exif\0\0II*\0"}], ids=["VP8L", "VP8", "VP8X"])

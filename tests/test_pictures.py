@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mdinfer.data_url import DataUrl
 from mdinfer.pictures import LoadedPicture, PictureStore, file_digest
 from tests.scheduled import picture
 
@@ -104,3 +105,4 @@ def test_as_many_files_are_remembered_as_their_pictures_may_need() -> None:
 def test_a_file_is_no_data_url() -> None:
     assert file_digest("data:,a") != file_digest(b"data:,a")
     assert file_digest("data:,\ud800") != file_digest("data:,?")
+    assert file_digest(DataUrl("data:,a", (memoryview(b"b"), memoryview(b"cd")))) == file_digest("data:,abcd")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mdinfer.data_url import DataUrl
 from mdinfer.decode_table import State
 from mdinfer.errors import PromptTooLongError, RequestError
 from mdinfer.request import Chat, check_text
@@ -116,7 +117,7 @@ def _part(part: object, role: str, at: str) -> str | Picture:
     url = part.get("image_url")
     if isinstance(url, Mapping):
         url = url.get("url")
-    if not isinstance(url, str):
+    if not isinstance(url, str | DataUrl):
         raise RequestError('image_url must be a string or {"url": string}', param=f"{at}.image_url")
     return Picture(source=url, data_url=True, param=f"{at}.image_url")
 

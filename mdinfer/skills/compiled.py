@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mdinfer.config import ModelConfig
+from mdinfer.data_url import DataUrl
 from mdinfer.decode_table import State
 from mdinfer.errors import PromptTooLongError
 from mdinfer.prompts import Prompt, PromptBuilder
@@ -40,7 +41,7 @@ class Picture:
     data_url marks a source that is the text of a data URL: it is decoded with the picture, off the caller's thread.
     """
 
-    source: ImageInput
+    source: ImageInput | DataUrl
     data_url: bool = False
     param: str = "image"
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from mdinfer.engine import Engine
 from mdinfer.errors import ImageError, MdinferError, OutOfMemoryError, QueueFullError, RequestFailedError
-from mdinfer.request import Chat
+from mdinfer.request import Chat, Query
 from mdinfer.server.protocols import ServingEngine
 from tests.server.fake_engine import FakeEngine, Script
 from tests.server.live_server import GOLDEN, MODEL, Live, live_server
@@ -211,9 +215,39 @@ def test_a_bad_picture_fails_alone(client: openai.OpenAI, engine: ServingEngine)
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_pictures_from_files(client: openai.OpenAI, engine: ServingEngine, suffix: str) -> None:
-    import base64
-
     paths: list[Path] = sorted((GOLDEN / "images").glob(f"*.{suffix}"))[:2]
     for path in paths:
         url = f"data:image/{suffix};base64,{base64.b64encode(path.read_bytes()).decode()}"
         assert create(client, picture_message(url)).choices[0].message.content == expected(engine, picture_message(url))
+
+
+@ONLY_REAL
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_pictures_of_a_megabyte(served: Live, client: openai.OpenAI, engine: ServingEngine, format: str) -> None:
+    """They reach the engine in pieces: the answer is that to the same file, by each way; a cut one is refused."""
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 800, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format, quality=95)
+    file = stream.getvalue()
+    assert len(file) > 400_000
+    answer = engine.submit(Query(question="What is it?", image=file, **LIMITS)).result().text
+    url = f"data:image/{format.lower()};base64,{base64.b64encode(file).decode()}"
+    asked = {"question": "What is it?", "image_url": url, "settings": LIMITS}
+    found = served.http.post("/v1/query", json=asked, headers={"authorization": f"Bearer {KEY}"})
+    assert found.json()["answer"] == answer
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+    chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}], **LIMITS)
+    assert chat.choices[0].message.content == answer
+    parts[0]["image_url"]["url"] = url[:-300_001]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}], **LIMITS)
+    assert refused.value.param == "messages.0.content.0.image_url"
+
+
+@ONLY_REAL
+def test_long_base64_in_a_text_is_text(client: openai.OpenAI) -> None:
+    """And counts: as many characters do not fit."""
+    text = "What is data:image/png;base64," + "QUJD" * 50_000 + "?"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": text}], **LIMITS)
+    assert refused.value.code == "context_length_exceeded"
