@@ -3,7 +3,8 @@
 Each case of `benchmarks.kernels` is called on tensors without values for each chip, so that the launchers choose
 the configuration they would choose there. What they launch goes through Triton's own path as far as the loading of
 the code, so that what is inspected (and left in Triton's cache) is what that chip would run. Fails on a spill, on
-more shared memory than the chip has, and on a matrix product without tensor-core instructions.
+more shared memory than the chip has, and on a matrix product without tensor-core instructions. With `--dependent` of
+kernels that are started while those before them end, which have to wait for these before they touch memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from triton.runtime.driver import driver
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.catalogue import FAMILIES, all_cases
 from benchmarks.report import table, write_json
-from mdinfer.kernels._triton.launch import INTERPRETED, Launch, Target, recorded
+from mdinfer.kernels._triton.launch import (
+    INTERPRETED,
+    Launch,
+    Target,
+    compile_options,
+    launch_dependently,
+    recorded,
+)
 
 KIB = 1024
 
@@ -72,6 +80,7 @@ CHIPS = (
 QUICK = (86, 90)  # the smallest shared memory and no e4m3 instructions; the chip that goals are set for
 
 _TENSOR_CORES = re.compile(r"\b(?:(wgmma)\.mma_async|(tcgen05)\.mma|(mma)\.(?:sync|sp))\b")
+_BEFORE_NONE = re.compile(r"\b(?:ld|st|atom|red)(?:\.\w+)*\.global|\bcp\.|\bprefetch|\bbra\b|\bexit\b")
 _NARROW = ("*bf16", "*fp16", "*fp8e4nv", "*fp8e5")
 _TENSOR_MEMORY = 512  # columns that a processor of sm_100 has
 
@@ -98,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="every chip, not only sm_86 and sm_90")
     parser.add_argument("--chip", type=int, action="append", help="a compute capability, such as 90; repeatable")
     parser.add_argument("--family", action="append", choices=sorted(FAMILIES), help="only these kernels; repeatable")
+    parser.add_argument("--dependent", action="store_true", help="as programmatic dependent launch starts them")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile")
     parser.add_argument("--json", metavar="FILE", help="write everything found")
     options = parser.parse_args(argv)
@@ -105,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("nothing is compiled while TRITON_INTERPRET=1 is set")
     wanted = options.chip or (None if options.all else QUICK)
     chips = [chip for chip in CHIPS if wanted is None or chip.capability in wanted]
+    launch_dependently(options.dependent)
     found = compile_all(all_cases(options.family), chips, options.jobs)
     print(_table(found))
     faults = [row for row in found if row.faults]
@@ -166,6 +177,8 @@ def inspect(chip: Chip, case: str, launch: Launch) -> Compiled:
         faults.append(f"{stack} bytes of registers spilled")
     if shared > chip.target.shared:
         faults.append(f"{shared} bytes of shared memory, the chip has {chip.target.shared}")
+    if launch.constants["PDL"] and not _waits_first(compiled.asm["ptx"]):
+        faults.append("memory is touched before earlier kernels are waited for")
     if columns > _TENSOR_MEMORY:
         faults.append(f"{columns} columns of tensor memory, the chip has {_TENSOR_MEMORY}")
     if _slow_products(compiled.asm["ttgir"]) and any(kind in _NARROW for kind in compiled.src.signature.values()):
@@ -184,7 +197,7 @@ def inspect(chip: Chip, case: str, launch: Launch) -> Compiled:
 def compile_launch(chip: Chip, launch: Launch) -> Any:
     """Triton's compiled kernel for the chip, from its cache where it is there."""
     driver.set_active(chip)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    options = compile_options(launch.warps, launch.stages, launch.constants["PDL"])
     return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.constants, **options)
 
 
@@ -204,6 +217,12 @@ def occupancy(chip: Chip, warps: int, registers: int, shared: int, columns: int 
     if columns:
         programs.append(_TENSOR_MEMORY // columns)
     return min(programs) * warps / chip.warps
+
+
+def _waits_first(ptx: str) -> bool:
+    """Whether `griddepcontrol.wait` comes before any branch and any access to global memory."""
+    before, wait, _ = ptx.partition("griddepcontrol.wait;")
+    return bool(wait) and _BEFORE_NONE.search(re.sub("//.*", "", before)) is None
 
 
 def _slow_products(ttgir: str) -> bool:

@@ -22,6 +22,7 @@ from benchmarks.report import environment, median
 from benchmarks.roofline import Floors
 from benchmarks.sizes import SIZES
 from mdinfer.kernels import Routing, moe_route
+from mdinfer.kernels.dispatch import launch_dependently
 from mdinfer.loading import Loaded, describe_precision, load_model, parameter_count
 from mdinfer.memory import format_bytes
 from mdinfer.model.moe import ExpertMlp
@@ -61,6 +62,9 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, random: str | N
     parser.add_argument("--experts", default="auto", choices=get_args(get_type_hints(EngineConfig)["experts"]))
     parser.add_argument("--linears", default="auto", choices=get_args(get_type_hints(EngineConfig)["linears"]))
     parser.add_argument("--kv", default="auto", choices=("auto", "bf16", "fp8"), help="keys and values in the cache")
+    parser.add_argument(
+        "--dependent-launch", action="store_true", help="start kernels while those before them end, on a GPU"
+    )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     rates = parser.add_argument_group(
@@ -77,6 +81,8 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
     if options.skew and options.checkpoint:
         parser.error("--skew goes with random weights")
     given = chips.chosen(options, parser)
+    if options.dependent_launch:
+        launch_dependently(True)
     start = time.perf_counter()
     loaded = load_model(
         options.checkpoint or "random",
@@ -103,6 +109,7 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
         "model": options.checkpoint or f"random {options.random}" + (f", skew {options.skew:g}" * bool(options.skew)),
         "parameters": parameter_count(model.config),
         "precision": describe_precision(model) + ("" if options.kv == "auto" else f", cache {options.kv}"),
+        "dependent_launch": options.dependent_launch,
         "load_s": ready,
         "rates": str(rates) if rates else None,
     }

@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         max_batch_size=options.batch,
         kv_dtype=options.kv,
         resize=options.resize,
+        dependent_launch=options.dependent_launch,
         progress=False,
         **caches,
     )

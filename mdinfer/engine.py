@@ -138,6 +138,7 @@ class Engine(SkillCalls):
                 runner,
                 self._pictures,
                 overlap=overlap,
+                dependent_launch=options.dependent_launch,
                 progress=options.progress,
                 threads=None if on_gpu else self._threads,
                 admitted=self._readers.release,

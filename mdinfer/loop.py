@@ -28,6 +28,7 @@ from mdinfer.errors import (
 )
 from mdinfer.flight import Flight, Landing
 from mdinfer.image import Crops
+from mdinfer.kernels.dispatch import launch_dependently
 from mdinfer.pictures import PictureStore
 from mdinfer.result import EngineStats
 from mdinfer.runner import Runner
@@ -50,8 +51,8 @@ _Box: TypeAlias = deque[tuple[Callable[[], None], Callable[[EngineDeadError], No
 
 class EngineLoop:
     """`overlap`: a step is launched before the one before it is read, so that the device never waits for the host.
-    `admitted` hears of each task when it first runs. `threads` of a CPU share each operation;
-    None leaves that to torch.
+    `dependent_launch`: its kernels start while those before them end. `admitted` hears of each task when it first
+    runs. `threads` of a CPU share each operation; None leaves that to torch.
 
     Made once the runner's graphs are recorded, on the thread that will replay them. Raises what that raises.
     """
@@ -63,6 +64,7 @@ class EngineLoop:
         pictures: PictureStore,
         *,
         overlap: bool,
+        dependent_launch: bool = False,
         progress: bool = False,
         threads: int | None = None,
         admitted: Callable[[Task], None] = lambda task: None,
@@ -83,7 +85,10 @@ class EngineLoop:
         self._teller = Teller(self._stop, lambda task, error: self._send(lambda: self._end(task, error), task.fail))
         recorded: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._main, args=(recorded, progress, threads), name="mdinfer-engine", daemon=True
+            target=self._main,
+            args=(recorded, progress, threads, dependent_launch),
+            name="mdinfer-engine",
+            daemon=True,
         )
         self._thread.start()
         recorded.result()
@@ -192,13 +197,14 @@ class EngineLoop:
 
     # The loop
 
-    def _main(self, recorded: Future[None], progress: bool, threads: int | None) -> None:
+    def _main(self, recorded: Future[None], progress: bool, threads: int | None, dependent_launch: bool) -> None:
         try:
             try:
                 if threads is not None:
                     set_own_threads(threads)
                 if self._runner.device.type == "cuda":
-                    torch.cuda.set_device(self._runner.device)  # a thread's own setting
+                    torch.cuda.set_device(self._runner.device)  # a thread's own setting, as is the next
+                    launch_dependently(dependent_launch)
                 self._runner.record_graphs(progress=progress)
             except BaseException as error:
                 recorded.set_exception(error)

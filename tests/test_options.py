@@ -31,6 +31,7 @@ def test_defaults_are_pinned() -> None:
         "image_cache": 64,
         "cuda_graphs": "auto",
         "overlap": "auto",
+        "dependent_launch": False,
         "max_queue": 1024,
         "exif": True,
         "cpu_threads": None,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, power_of_2, target_of
 from mdinfer.kernels._triton.paged import read_rows, rows_of
@@ -104,7 +105,9 @@ def prefill_attention_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     # The last tiles of a sequence see the most keys: they begin first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     head = tl.program_id(0)

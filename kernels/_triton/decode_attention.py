@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton.attention import LOG2_E
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import Config, Target, assert_dense, launch, power_of_2, target_of
 from mdinfer.kernels._triton.paged import read_rows, rows_of
@@ -87,8 +88,10 @@ def decode_attention_kernel(
     NATIVE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The batch's sequences from `before` on, whose rows are those from `first` on."""
+    wait_for_earlier(PDL)
     head, sequence, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     count = tl.load(visible_ptr + first + sequence)
     pages_ptr += (before + sequence) * pages_stride
@@ -128,7 +131,9 @@ def combine_kernel(
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK_K)
     real = dims < K

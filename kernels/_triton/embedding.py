@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels.embedding import TokenKind, ValueEncoder
 
@@ -66,7 +67,9 @@ def input_kernel(
     wte_ptr, tokens_ptr, kinds_ptr, values_ptr, images_ptr, image_rows_ptr,
     coord_features_ptr, coord_weight_ptr, coord_bias_ptr, size_features_ptr, size_weight_ptr, size_bias_ptr, out_ptr,
     D: tl.constexpr, COORD_F: tl.constexpr, SIZE_F: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     kind = tl.load(kinds_ptr + row)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, target_of
 
 # 128 columns divide the widths 1152, 2048 and 8192 and leave 1% of 4304 empty; 2 loads of 16 bytes a thread are in
@@ -35,7 +36,10 @@ def _places(T, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T"])
-def bias_gelu_kernel(x_ptr, bias_ptr, out_ptr, T, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def bias_gelu_kernel(
+    x_ptr, bias_ptr, out_ptr, T, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr
+):
+    wait_for_earlier(PDL)
     _, columns, at, inside = _places(T, D, ROWS, COLUMNS)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(bias_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]
@@ -44,9 +48,19 @@ def bias_gelu_kernel(x_ptr, bias_ptr, out_ptr, T, D: tl.constexpr, ROWS: tl.cons
 
 @triton.jit(do_not_specialize=["T", "R"])
 def bias_residual_kernel(
-    x_ptr, bias_ptr, residual_ptr, out_ptr, T, R, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x_ptr,
+    bias_ptr,
+    residual_ptr,
+    out_ptr,
+    T,
+    R,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The residual's R rows are taken over and over."""
+    wait_for_earlier(PDL)
     rows, columns, at, inside = _places(T, D, ROWS, COLUMNS)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(bias_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]

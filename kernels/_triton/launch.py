@@ -4,6 +4,8 @@ Triton compiles a kernel anew where an integer becomes 1 or a multiple of 16, or
 what changes from step to step (counts, and index tensors that may be parts of one upload) kernels are therefore told
 nothing: `do_not_specialize`. `benchmarks/variants.py` counts what is left.
 
+`launch_dependently` has kernels of a thread started while those before them end; see `dependent.py`.
+
 `recorded` collects every launch, which serves to count them, and, with tensors on "meta", to compile each kernel
 ahead of time for a GPU that is not there.
 """
@@ -84,6 +86,7 @@ class _Recording:
 
 _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
 _meta_target: ContextVar[Target | None] = ContextVar("meta_target", default=None)
+_dependent: ContextVar[bool] = ContextVar("dependent", default=False)
 
 
 @contextmanager
@@ -101,22 +104,33 @@ def recorded(*, run: bool = True, target: Target | None = None) -> Iterator[list
         _meta_target.reset(tokens[1])
 
 
+def launch_dependently(on: bool) -> None:
+    """For this thread's launches from now on, where the GPU can (compute capability 9.0 or later)."""
+    _dependent.set(on)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Start `kernel` on the device of its tensors; an empty grid is passed over.
 
     `args` are the kernel's run-time arguments in order, a tensor first, `constants` its constexprs besides those of
-    `config`.
+    `config` and PDL.
     """
     if 0 in grid:
         return
-    constants = {**constants, **config.blocks}
+    pdl = _dependent.get() and target_of(args[0]).capability >= 90
+    constants = {**constants, **config.blocks, "PDL": pdl}
     recording = _recording.get()
     if recording is not None:
         recording.launches.append(Launch(kernel, grid, args, constants, config.warps, config.stages))
         if not recording.run:
             return
     with torch.cuda.device(args[0].get_device()):  # of several GPUs Triton takes the current one
-        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+        kernel[grid](*args, **constants, **compile_options(config.warps, config.stages, pdl))
+
+
+def compile_options(warps: int, stages: int, pdl: bool) -> dict[str, Any]:
+    """What Triton takes beside a kernel's own arguments; its interpreter knows no `launch_pdl`."""
+    return {"num_warps": warps, "num_stages": stages, **({"launch_pdl": True} if pdl else {})}
 
 
 def assert_dense(*tensors: torch.Tensor | None) -> None:

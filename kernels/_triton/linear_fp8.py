@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits, e4m3_to_float
 from mdinfer.kernels._triton.launch import Config, assert_dense, dot_type, launch, power_of_2, target_of
 
@@ -31,7 +32,9 @@ INTERPRETER = Config(blocks={"BLOCK_N": 256, "BLOCK_K": 256})
 def few_rows_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, T, N: tl.constexpr, K: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     EVEN_K: tl.constexpr = K % BLOCK_K == 0
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)

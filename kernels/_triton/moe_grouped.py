@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, target_of
 from mdinfer.kernels._triton.moe_configs import SUM, block_rows, product_config
@@ -74,9 +75,10 @@ def _product(
 def grouped_fc1_kernel(
     x_ptr, x_scale_ptr, weight_ptr, scale_ptr, pair_ptr, tiles_ptr, out_ptr, one, tiles, A,
     D: tl.constexpr, INNER: tl.constexpr, INT4: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr,
-    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[row] = gelu_erf(u) * (g + 1), rows in expert order; u and g are tiles of the same program."""
+    wait_for_earlier(PDL)
     columns: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // columns
     rows = tl.load(tiles_ptr + 2 * tiles + tile)
@@ -109,9 +111,10 @@ def grouped_fc1_kernel(
 def grouped_fc2_kernel(
     h_ptr, h_scale_ptr, weight_ptr, scale_ptr, weights_ptr, pair_ptr, tiles_ptr, out_ptr, one, tiles,
     D: tl.constexpr, INNER: tl.constexpr, INT4: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr,
-    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    IMPRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[pair of row] = weight of the pair * fc2[expert] h[row]."""
+    wait_for_earlier(PDL)
     columns: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // columns
     rows = tl.load(tiles_ptr + 2 * tiles + tile)
@@ -139,7 +142,8 @@ def grouped_fc2_kernel(
 
 
 @triton.jit
-def sum_choices_kernel(rows_ptr, out_ptr, D: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr):
+def sum_choices_kernel(rows_ptr, out_ptr, D: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    wait_for_earlier(PDL)
     t = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels._triton.moe_route import block_tokens
 
@@ -69,7 +70,9 @@ def moe_order_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
     STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     mine = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)
     total = tl.zeros((BLOCK_E,), dtype=tl.int32)

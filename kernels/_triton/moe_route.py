@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels.moe import grouped
 
@@ -51,7 +52,9 @@ def moe_route_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.arange(0, BLOCK_E)
     a = tl.arange(0, BLOCK_A)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton import moe_small_int4
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
 from mdinfer.kernels._triton.moe_math import gate, read, to_float
@@ -45,8 +46,10 @@ def small_fc1_kernel(
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[pair] = gelu_erf(u) * (g + 1); pairs (token, choice) are the fast axis: equal experts meet in the cache."""
+    wait_for_earlier(PDL)
     pair = tl.program_id(0)
     expert = tl.load(experts_ptr + pair).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -90,8 +93,10 @@ def small_fc2_kernel(
     LANES: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[t, n] = sum over the token's choices of weight * fc2[expert, n] h[t, choice]; one n, all choices at once."""
+    wait_for_earlier(PDL)
     t, n = tl.program_id(0), tl.program_id(1)
     k = tl.arange(0, BLOCK_K // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     EVEN: tl.constexpr = INNER % BLOCK_K == 0 and A % BLOCK_A == 0

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2
 from mdinfer.kernels._triton.moe_int4 import ONE, fraction, line, words
 from mdinfer.kernels._triton.moe_math import gate, read
@@ -79,8 +80,10 @@ def small_int4_fc1_kernel(
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[pair] = gelu_erf(u) * (g + 1); pairs (token, choice) are the fast axis: equal experts meet in the cache."""
+    wait_for_earlier(PDL)
     GROUPS: tl.constexpr = (D + _GROUP - 1) // _GROUP
     BYTES: tl.constexpr = GROUPS * _HALF
     EVEN_K: tl.constexpr = BYTES % BLOCK_B == 0
@@ -129,8 +132,10 @@ def small_int4_fc2_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[t, n] = sum over the token's choices of weight * fc2[expert, n] h[t, choice]; all choices at once."""
+    wait_for_earlier(PDL)
     GROUPS: tl.constexpr = (INNER + _GROUP - 1) // _GROUP
     BYTES: tl.constexpr = GROUPS * _HALF
     EVEN_K: tl.constexpr = BYTES % BLOCK_B == 0 and A % BLOCK_A == 0

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import bits, e4m3_rows
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
 from mdinfer.kernels._triton.quantise import rounded_like
@@ -43,8 +44,18 @@ def _normalise(x, columns, inside, weight_ptr, bias_ptr, eps, D: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def layer_norm_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, count, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    count,
+    eps,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     at, inside, columns = _places(count, D, ROWS, BLOCK)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = _normalise(x, columns, inside, weight_ptr, bias_ptr, eps, D)
@@ -54,8 +65,9 @@ def layer_norm_kernel(
 @triton.jit(do_not_specialize=["count"])
 def layer_norm_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, scale_ptr, count, eps,
-    D: tl.constexpr, NATIVE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, NATIVE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     at, inside, columns = _places(count, D, ROWS, BLOCK)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     rounded, scale = e4m3_rows(_normalise(x, columns, inside, weight_ptr, bias_ptr, eps, D), NATIVE)
@@ -78,7 +90,9 @@ def add_layer_norm_kernel(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     at, inside, columns = _places(count, D, ROWS, BLOCK)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(a_ptr + at, mask=inside, other=0.0).to(tl.float32)

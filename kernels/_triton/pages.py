@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, launch
 
 # 8 KiB a program, all of it in flight at once: 64 bytes a thread. Not measured.
@@ -16,7 +17,8 @@ _WORDS = {8: torch.int64, 1: torch.uint8}
 
 
 @triton.jit(do_not_specialize=["source_ptr", "into_ptr"])
-def copy_pages_kernel(cache_ptr, source_ptr, into_ptr, pages, size, BLOCK: tl.constexpr):
+def copy_pages_kernel(cache_ptr, source_ptr, into_ptr, pages, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    wait_for_earlier(PDL)
     copy, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)  # with int32 pages too, places are int64
     source, into = tl.load(source_ptr + copy), tl.load(into_ptr + copy)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, launch, target_of
 
 # 8 numbers a thread: one store of 16 bytes in bfloat16; their bytes are gathered out of the first-level cache.
@@ -18,8 +19,10 @@ INTERPRETER = Config(blocks={"BLOCK": 1 << 19})
 def crop_patches_kernel(
     crops_ptr, out_ptr,
     SIDE: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """A block of one crop's output, its patches end to end."""
+    wait_for_earlier(PDL)
     G: tl.constexpr = SIDE // PATCH
     AREA: tl.constexpr = PATCH * PATCH
     crop = tl.program_id(0).to(tl.int64)

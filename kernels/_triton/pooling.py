@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, launch, target_of
 
 # Bins differ by a cell in each direction, so all positions of a program go through as many cells as the largest bin
@@ -39,9 +40,10 @@ def _tile(y, tiles, margin, G: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "cols", "margin", "tall", "wide"])
 def joined_map_kernel(
     features_ptr, out_ptr, rows, cols, margin, tall, wide,
-    G: tl.constexpr, C: tl.constexpr, POSITIONS: tl.constexpr, COLUMNS: tl.constexpr,
+    G: tl.constexpr, C: tl.constexpr, POSITIONS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """tall, wide: at least as many rows and columns as any bin takes."""
+    wait_for_earlier(PDL)
     ACROSS: tl.constexpr = (C + COLUMNS - 1) // COLUMNS
     position = tl.program_id(0) // ACROSS * POSITIONS + tl.arange(0, POSITIONS)
     columns = tl.program_id(0) % ACROSS * COLUMNS + tl.arange(0, COLUMNS)[None, :]

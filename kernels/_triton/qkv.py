@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.float8 import LARGEST, bits, float_to_e4m3
 from mdinfer.kernels._triton.launch import Config, Target, assert_dense, dot_type, launch, power_of_2, target_of
 from mdinfer.kernels.cache import LayerCache
@@ -46,7 +47,9 @@ def tau_product_kernel(
     DOT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_X: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     share = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outputs = tl.arange(0, BLOCK_N)
@@ -143,7 +146,9 @@ def qkv_write_kernel(
     FP8: tl.constexpr,
     NATIVE: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_earlier(PDL)
     pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, head = (pair // H).to(tl.int64), pair % H
     dims = tl.arange(0, BLOCK_K)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.epilogue import gelu_tanh
 from mdinfer.kernels._triton.float8 import bits, e4m3_rows
 from mdinfer.kernels._triton.launch import Config, assert_dense, launch, power_of_2, target_of
@@ -31,15 +32,19 @@ def _write(x, at, inside, out_ptr, scale_ptr, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def quantise_rows_kernel(x_ptr, out_ptr, scale_ptr, K: tl.constexpr, NATIVE: tl.constexpr, BLOCK: tl.constexpr):
+def quantise_rows_kernel(
+    x_ptr, out_ptr, scale_ptr, K: tl.constexpr, NATIVE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    wait_for_earlier(PDL)
     x, at, _, inside = _row(x_ptr, K, BLOCK)
     _write(x, at, inside, out_ptr, scale_ptr, NATIVE)
 
 
 @triton.jit
 def bias_gelu_rows_kernel(
-    x_ptr, bias_ptr, out_ptr, scale_ptr, K: tl.constexpr, NATIVE: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, bias_ptr, out_ptr, scale_ptr, K: tl.constexpr, NATIVE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
+    wait_for_earlier(PDL)
     x, at, columns, inside = _row(x_ptr, K, BLOCK)
     x += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     _write(gelu_tanh(x), at, inside, out_ptr, scale_ptr, NATIVE)

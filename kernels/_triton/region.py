@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from mdinfer.kernels._triton import norm
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, assert_dense, dot_type, launch, power_of_2
 from mdinfer.kernels.embedding import TokenKind
 from mdinfer.kernels.norm import EPS
@@ -33,9 +34,10 @@ _SIZE = tl.constexpr(int(TokenKind.SIZE))
 def heads_kernel(
     h_ptr, kinds_ptr, coord_weight_ptr, coord_bias_ptr, size_weight_ptr, size_bias_ptr, peaks_ptr, places_ptr, B,
     D: tl.constexpr, COORD_BINS: tl.constexpr, SIZE_BINS: tl.constexpr, TILES: tl.constexpr,
-    ROWS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Tiles: all of the coordinate's, then of the width's, then of the height's."""
+    wait_for_earlier(PDL)
     tile = tl.program_id(1)
     coord_tiles: tl.constexpr = (COORD_BINS + BINS - 1) // BINS
     size_tiles: tl.constexpr = (SIZE_BINS + BINS - 1) // BINS
@@ -87,8 +89,9 @@ def _likeliest(peaks_ptr, places_ptr, TILES: tl.constexpr, LANES: tl.constexpr):
 @triton.jit(do_not_specialize=["kinds_ptr"])
 def values_kernel(
     kinds_ptr, peaks_ptr, places_ptr, values_ptr, COORD_BINS: tl.constexpr, SIZE_BINS: tl.constexpr,
-    COORD_TILES: tl.constexpr, SIZE_TILES: tl.constexpr, LANES: tl.constexpr,
+    COORD_TILES: tl.constexpr, SIZE_TILES: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     kind = tl.load(kinds_ptr + row)
     at = row * (COORD_TILES + 2 * SIZE_TILES)

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, launch, power_of_2
 from mdinfer.kernels._triton.nucleus import LOG2E, draw_from_nucleus, mass_of, scale_of, uniform_number
 from mdinfer.kernels.sample import CONTROL_IDS, DecodeTable, Draws, Sampled
@@ -66,8 +67,9 @@ def _least_odds(odds_sum, top_p, V: tl.constexpr):
 @triton.jit(do_not_specialize=["states_ptr", "temperature_ptr"])
 def scan_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr,
-    counts_ptr, V: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    counts_ptr, V: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     mask = tl.load(masks_ptr + tl.load(states_ptr + row))
     columns = tile * BLOCK + tl.arange(0, BLOCK)
@@ -96,7 +98,9 @@ def scan_kernel(
 def gather_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, temperature_ptr, top_p_ptr, peaks_ptr, sums_ptr, counts_ptr,
     masses_ptr, ids_ptr, V: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     temperature, top_p = tl.load(temperature_ptr + row), tl.load(top_p_ptr + row)
     scale = scale_of(temperature)
@@ -137,8 +141,9 @@ def choose_kernel(
     logits_ptr, stride, states_ptr, masks_ptr, follows_ptr, kinds_ptr, temperature_ptr, top_p_ptr, uniform_ptr,
     seeds_ptr, steps_ptr, peaks_ptr, places_ptr, sums_ptr, totals_ptr, counts_ptr, masses_ptr, ids_ptr, choice_ptr,
     logprobs_ptr, B, V: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, ID_BITS: tl.constexpr,
-    ZEROS: tl.constexpr, BLOCK: tl.constexpr, PIVOTS: tl.constexpr, CHUNK: tl.constexpr,
+    ZEROS: tl.constexpr, BLOCK: tl.constexpr, PIVOTS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     state = tl.load(states_ptr + row)
     lanes = tl.arange(0, LANES)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mdinfer.kernels._triton.dependent import wait_for_earlier
 from mdinfer.kernels._triton.launch import Config, Target, dot_type, launch, power_of_2, target_of
 
 # By capability, the largest entry that the chip has; 0 is the interpreter, which pays by program. Of 729 positions,
@@ -84,9 +85,10 @@ def _attend(
 def crop_attention_kernel(
     qkv_ptr, out_ptr, scale,
     P: tl.constexpr, H: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head of one crop, over all of its keys."""
+    wait_for_earlier(PDL)
     C: tl.constexpr = H * K
     ROW: tl.constexpr = 3 * C
     TILES: tl.constexpr = (P + BLOCK_M - 1) // BLOCK_M

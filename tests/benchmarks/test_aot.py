@@ -45,6 +45,15 @@ def test_every_kernel(tmp_path: Path) -> None:
         assert {case.name for case in all_cases([family])} & {row["case"] for row in rows}, family
 
 
+def test_every_kernel_waits_for_those_before_it(tmp_path: Path) -> None:
+    """Where it is started while they end."""
+    done = compiling("benchmarks.aot", "--dependent", "--chip", "90", "--json", str(tmp_path / "aot.json"))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    rows = json.loads((tmp_path / "aot.json").read_text())["results"]
+    for family in FAMILIES:
+        assert {case.name for case in all_cases([family])} & {row["case"] for row in rows}, family
+
+
 @pytest.mark.parametrize(
     ("kernel", "fault"),
     [
@@ -54,6 +63,10 @@ def test_every_kernel(tmp_path: Path) -> None:
         ("too much shared memory", "bytes of shared memory, the chip has 101376"),
         ("bfloat16 multiplied in float32", "a matrix product without tensor-core instructions"),
         ("a type that sm_86 does not have", "does not compile: CompilationError"),
+        ("waits", None),
+        ("waits late", "memory is touched before earlier kernels are waited for"),
+        ("may end before", "memory is touched before earlier kernels are waited for"),
+        ("never waits", "memory is touched before earlier kernels are waited for"),
     ],
 )
 def test_faults(found: Any, kernel: str, fault: str | None) -> None:

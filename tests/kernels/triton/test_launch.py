@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mdinfer.kernels import ExpertWeights, Routing
 from mdinfer.kernels._triton import epilogue, moe_grouped, moe_small, norm
-from mdinfer.kernels._triton.launch import Config, launch, recorded
+from mdinfer.kernels._triton import launch as launch_module
+from mdinfer.kernels._triton.launch import Config, Target, launch, launch_dependently, recorded
 from mdinfer.kernels._triton.moe_route import moe_route
 
 
@@ -20,10 +23,15 @@ class Kernel:
 
     def __init__(self) -> None:
         self.started: list[int] = []
+        self.options: list[dict[str, Any]] = []
         self.current = 0
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, **options: self.started.append(self.current)
+        def start(*args: Any, **options: Any) -> None:
+            self.started.append(self.current)
+            self.options.append(options)
+
+        return start
 
     def exchange(self, index: int) -> int:
         before = self.current
@@ -70,3 +78,25 @@ def test_operands_that_lie_otherwise_than_their_shape_says_are_refused(device: t
     for call in calls:
         with pytest.raises(AssertionError, match="with strides"):
             call()
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("on", [False, True])
+def test_dependent_launches(on: bool, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel and launcher are told the same, for a chip that can, and in that thread alone."""
+    kernel = Kernel()
+    monkeypatch.setattr(launch_module, "target_of", lambda x: Target(capability=capability, processors=1, shared=1))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+
+    def start() -> None:
+        launch_dependently(on)
+        launch(kernel, (1,), torch.empty(4), config=Config(warps=8))
+
+    thread = Thread(target=start)
+    thread.start()
+    thread.join()
+    launch(kernel, (1,), torch.empty(4), config=Config())
+    there, here = kernel.options
+    expected = on and capability >= 90
+    assert (there["PDL"], there.get("launch_pdl", False), there["num_warps"]) == (expected, expected, 8)
+    assert (here["PDL"], here.get("launch_pdl", False)) == (False, False)
