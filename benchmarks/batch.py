@@ -49,6 +49,7 @@ class Batch:
         kv: str = "auto",
         image: bool = False,
         graphs: bool = False,
+        two_streams: bool = False,
     ) -> None:
         config = model.config
         self.model, self.size, self._image, self._most = model, size, image, prompt + tokens + 1
@@ -59,7 +60,9 @@ class Batch:
         )
         for pages_of in (self.cache.k, self.cache.v):  # as in an engine at work, and as a rival's, memory is there
             pages_of.zero_()
-        self.runner = Runner(model, self.cache, max_batch_size=size, vision_crops=13, graphs=graphs)
+        self.runner = Runner(
+            model, self.cache, max_batch_size=size, vision_crops=13, graphs=graphs, two_streams=two_streams
+        )
         pool = PagePool(pages, PAGE_SIZE)
         self.scheduler = Scheduler(
             pool,

@@ -60,7 +60,15 @@ def contenders(on: Subject, options: argparse.Namespace) -> list[Contender]:
     tokens = max(options.tokens, _WARM_UP) + 2
     found = []
     for size in options.batch:
-        batch = Batch(on.model, size, options.prompt, tokens, kv=options.kv, graphs=options.graphs)
+        batch = Batch(
+            on.model,
+            size,
+            options.prompt,
+            tokens,
+            kv=options.kv,
+            graphs=options.graphs,
+            two_streams=options.two_streams,
+        )
         found.append(Contender(f"mdinfer, batch {size}", size, steps_of(batch, options.prompt, ahead=options.ahead)))
     if options.plain:
         found.append(Contender("plain torch", 1, lambda: _plain(on, options.prompt, tokens)))

@@ -12,6 +12,7 @@
 #   parts         vision by crop count, prefill by length, of the same
 #   linears       vision, prefill and decoding with linears in fp8, too
 #   dependent     golden requests, and decoding in fp8, with kernels started while those before them end
+#   streams       the same with attention and MLP on two streams
 #   throughput    requests/s on a load shaped like ChartQA's, with experts and cache in fp8
 #
 # Results go to --out, else to $OUT, else to benchmarks/results, as gpu-*.json and gpu.log; a summary is printed last.
@@ -27,12 +28,12 @@ while (($#)); do
     --dry-run) dry=1 ;;
     --wheels) wheels=$2 && shift ;;
     --out) out=$2 && shift ;;
-    environment | correctness | kernels | golden | counts | full | parts | linears | dependent | throughput) stages+=("$1") ;;
+    environment | correctness | kernels | golden | counts | full | parts | linears | dependent | streams | throughput) stages+=("$1") ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2 ;;
   esac
   shift
 done
-((${#stages[@]})) || stages=(environment correctness kernels golden counts full parts linears dependent throughput)
+((${#stages[@]})) || stages=(environment correctness kernels golden counts full parts linears dependent streams throughput)
 mkdir -p "$out" && log="$out/gpu.log" && : >"$log" || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [[ $wheels ]]; then
@@ -138,6 +139,12 @@ for stage in "${stages[@]}"; do
         --json "$out/gpu-golden-dependent.json"
       run 250 python3 -m benchmarks.decode --device $device --experts fp8 --kv fp8 --dependent-launch "${model[@]}" \
         "${decode[@]}" --json "$out/gpu-full-dependent.json"
+      ;;
+    streams)
+      run 240 python3 -m benchmarks.golden --device $device --dtype float32 --option two_streams=true "${golden[@]}" \
+        --json "$out/gpu-golden-streams.json"
+      run 250 python3 -m benchmarks.decode --device $device --experts fp8 --kv fp8 --two-streams "${model[@]}" \
+        "${decode[@]}" --json "$out/gpu-full-streams.json"
       ;;
     throughput)
       run 540 python3 -m benchmarks.throughput --device $device --load charts --experts fp8 --kv fp8 \

@@ -65,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, random: str | N
     parser.add_argument(
         "--dependent-launch", action="store_true", help="start kernels while those before them end, on a GPU"
     )
+    parser.add_argument("--two-streams", action="store_true", help="decode attention beside the MLP, on a GPU")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     rates = parser.add_argument_group(
@@ -110,6 +111,7 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
         "parameters": parameter_count(model.config),
         "precision": describe_precision(model) + ("" if options.kv == "auto" else f", cache {options.kv}"),
         "dependent_launch": options.dependent_launch,
+        "two_streams": options.two_streams,
         "load_s": ready,
         "rates": str(rates) if rates else None,
     }

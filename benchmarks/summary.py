@@ -61,7 +61,8 @@ def _golden(result: Result) -> Iterator[str]:
 
 
 def _decode(result: Result) -> Iterator[str]:
-    yield f"{result['model']}, {result['precision']}" + ", dependent launch" * result.get("dependent_launch", False)
+    ways = (name.replace("_", " ") for name in ("dependent_launch", "two_streams") if result.get(name))
+    yield ", ".join((result["model"], result["precision"], *ways))
     if vision := result.get("vision"):
         yield f"vision {vision['vision_ms']:.1f} ms at {vision['crops']} crops"
     for record in result["results"]:

@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         kv_dtype=options.kv,
         resize=options.resize,
         dependent_launch=options.dependent_launch,
+        two_streams=options.two_streams,
         progress=False,
         **caches,
     )

@@ -116,6 +116,7 @@ class Engine(SkillCalls):
             max_batch_size=options.max_batch_size,
             vision_crops=options.vision_crops,
             graphs=graphs,
+            two_streams=options.two_streams,
         )
         self._tasks: dict[RequestHandle, Task] = {}
         self._most_tasks = options.max_queue + options.max_batch_size

@@ -41,6 +41,8 @@ class EngineConfig:
     overlap           launch a step before the one before it is read; "auto": on a GPU, where it saves time
     dependent_launch  start kernels while those before them end (programmatic dependent launch) on a GPU of compute
                       capability 9.0 or later; off as long as nobody has measured that it pays
+    two_streams       on a GPU, compute attention and MLP of a layer side by side in steps that only decode; off for
+                      the same reason
     max_queue         requests that may wait for admission before QueueFullError
     exif              rotate pictures by their EXIF orientation (the reference does not)
     cpu_threads       threads that share each operation of a step on a CPU; None: torch's number, or one where the model
@@ -68,6 +70,7 @@ class EngineConfig:
     cuda_graphs: bool | Literal["auto"] = "auto"
     overlap: bool | Literal["auto"] = "auto"
     dependent_launch: bool = False
+    two_streams: bool = False
     max_queue: int = 1024
     exif: bool = True
     cpu_threads: int | None = None
@@ -88,7 +91,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value != "auto" and not isinstance(value, bool):
                 raise ConfigError(f'{name} must be True, False or "auto", found {value!r}')
-        for name in ("dependent_launch", "exif", "prefix_cache", "progress"):
+        for name in ("dependent_launch", "two_streams", "exif", "prefix_cache", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, found {getattr(self, name)!r}")
         for name, least, most in (

@@ -20,6 +20,7 @@ from mdinfer.kernels import AttentionBatch, Sampled, TokenPlaces, input_embeddin
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
 from mdinfer.model.moondream import Moondream
+from mdinfer.model.side_stream import SideStream
 from mdinfer.page_tables import PageTables
 from mdinfer.picture_cutter import PictureCutter
 from mdinfer.pictures import LoadedPicture
@@ -30,13 +31,23 @@ from mdinfer.upload import upload
 
 
 class Runner:
-    """`graphs`: run steps that only decode, and the vision tower, on fixed buffers, recorded where there is a GPU."""
+    """`graphs`: run steps that only decode, and the vision tower, on fixed buffers, recorded where there is a GPU.
+    `two_streams`: there, in steps that only decode, compute attention and MLP of a layer side by side.
+    """
 
     def __init__(
-        self, model: Moondream, cache: KVCache, *, max_batch_size: int, vision_crops: int, graphs: bool = False
+        self,
+        model: Moondream,
+        cache: KVCache,
+        *,
+        max_batch_size: int,
+        vision_crops: int,
+        graphs: bool = False,
+        two_streams: bool = False,
     ) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
+        self._side = SideStream(self.device) if two_streams and self.device.type == "cuda" else None
         self._vision_crops = vision_crops
         self._cutter = PictureCutter(model.config.vision, self.device)
         longest = -(-len(model.text.rope) // cache.page_size)  # pages of a sequence
@@ -178,6 +189,7 @@ class Runner:
             places=TokenPlaces.of(position, page, slot, self.model.text.rope),
             attention=AttentionBatch(starts=step.starts, pages=step.pages, visible=step.visible, queries=step.queries),
             last=step.last,
+            side=None if len(step.tokens) else self._side,
         )
 
 

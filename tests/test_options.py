@@ -32,6 +32,7 @@ def test_defaults_are_pinned() -> None:
         "cuda_graphs": "auto",
         "overlap": "auto",
         "dependent_launch": False,
+        "two_streams": False,
         "max_queue": 1024,
         "exif": True,
         "cpu_threads": None,

@@ -39,8 +39,8 @@ FIELDS = {
     "TokenLogprob": "token_id token data logprob top",
     "EngineConfig": (
         "device dtype experts linears kv_dtype max_batch_size kv_memory max_context page_size prefix_cache "
-        "prefill_tokens vision_crops image_cache cuda_graphs overlap dependent_launch max_queue exif cpu_threads "
-        "resize image_threads max_image_pixels progress"
+        "prefill_tokens vision_crops image_cache cuda_graphs overlap dependent_launch two_streams max_queue exif "
+        "cpu_threads resize image_threads max_image_pixels progress"
     ),
     "ModelConfig": "text vision region tokenizer",
 }

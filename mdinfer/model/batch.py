@@ -9,6 +9,7 @@ import torch
 
 from mdinfer.config import TextConfig
 from mdinfer.kernels import AttentionBatch, LayerCache, TokenPlaces, copy_pages
+from mdinfer.model.side_stream import SideStream
 
 FP8 = torch.float8_e4m3fn
 
@@ -21,12 +22,14 @@ class ForwardBatch:
     places        position of each row in its sequence, and where its key and value go in the cache
     attention     who attends to what
     last          (B,) int64, rows whose hidden state is wanted
+    side          where a layer's MLP is computed beside its attention; None: after it
     """
 
     x: torch.Tensor
     places: TokenPlaces
     attention: AttentionBatch
     last: torch.Tensor
+    side: SideStream | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,12 @@ class Block(nn.Module):
 
     def forward(self, h: torch.Tensor, batch: ForwardBatch, cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Both branches of the normalised rows `h`; whoever holds x adds them to it."""
-        return self.attn(h, batch, cache), self.mlp(h)
+        if batch.side is None:
+            return self.attn(h, batch, cache), self.mlp(h)
+        mlp: torch.Tensor = batch.side.begin(lambda: self.mlp(h))
+        attention = self.attn(h, batch, cache)
+        batch.side.join()
+        return attention, mlp
 
 
 class TextDecoder(nn.Module):

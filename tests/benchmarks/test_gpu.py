@@ -31,7 +31,7 @@ def test_every_stage(tmp_path: Path) -> None:
         *("environment", "check", "speed", "golden", "roofline", "memory", "launches-bf16", "launches-fp8", "images"),
         *("full-bf16", "full-fp8", "vision", "prefill-bf16", "prefill-fp8"),
         *("vision-linears", "prefill-linears", "full-linears"),
-        *("golden-dependent", "full-dependent", "throughput"),
+        *("golden-dependent", "full-dependent", "golden-streams", "full-streams", "throughput"),
     )
     assert set(files) == {f"gpu-{name}" for name in names}
     summary = done.stdout.splitlines()[-len(names) :]
@@ -54,7 +54,10 @@ def test_failures_are_told_last_and_take_no_other_stage_along(tmp_path: Path) ->
 def test_every_stage_ends_within_ten_minutes() -> None:
     """By the limits of its commands, with what is compiled first wherever it may be, and ten seconds each to end in."""
     stages = dict(re.findall(r"^    (\w+)\)\n(.*?)^      ;;", SCRIPT.read_text(), flags=re.DOTALL | re.MULTILINE))
-    assert " ".join(stages) == "environment correctness kernels golden counts full parts linears dependent throughput"
+    assert (
+        " ".join(stages)
+        == "environment correctness kernels golden counts full parts linears dependent streams throughput"
+    )
     for stage, commands in stages.items():
         looped = "".join(re.findall(r"for precision in bf16 fp8; do\n(.*?)done\n", commands, flags=re.DOTALL))
         limits = [int(seconds) + 10 for seconds in re.findall(r"\brun (\d+)", commands + looped)]
