@@ -131,19 +131,22 @@ def _cell(holds: dict[str, int]) -> str:
     return ", ".join(parts) or "-"
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    options = _parse(argv)
-    result = measure(chosen_config(options), options)
+def rows(result: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the table."""
     needs, names = result["needs"], list(result["cards"][0]["holds"])
-    draw = markdown if options.markdown else table
-    rows = [[f"{card['gib']:g} GiB", *map(_cell, card["holds"].values())] for card in result["cards"]]
-    print(draw(["weights / cache", *names], [
+    return ["weights / cache", *names], [
         ["weights, GiB", *(needs[name]["weights"] / 2**30 for name in names)],
         ["workspace, GiB", *(needs[name]["workspace"] / 2**30 for name in names)],
-        ["a request, MiB", *(-(-options.tokens // 32) * needs[name]["page"] / 2**20 for name in names)],
-        *rows,
-    ]))  # fmt: skip
-    spare = max(need["workspace"] for name, need in needs.items() if name.endswith("sparing"))
+        ["a request, MiB", *(-(-result["tokens"] // 32) * needs[name]["page"] / 2**20 for name in names)],
+        *([f"{card['gib']:g} GiB", *map(_cell, card["holds"].values())] for card in result["cards"]),
+    ]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    options = parse(argv)
+    result = measure(chosen_config(options), options)
+    print((markdown if options.markdown else table)(*rows(result)))
+    spare = max(need["workspace"] for name, need in result["needs"].items() if name.endswith("sparing"))
     words = ", ".join(f"{name}={value}" for name, value in SPARING.items())
     print(
         f"\nRequests of {options.tokens} tokens that the cache holds at once; 64 run at once, of at most 4096 tokens "
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,6 +28,21 @@ def published(device: str) -> dict[tuple[int, int], tuple[float, float]] | None:
     return _KESTREL_H100 if "H100" in device and "PCIe" not in device else None
 
 
+# Its vision tower on the same chip, in ms by crops of a picture.
+KESTREL_VISION_MS = {9: 16.4}
+
+
+def implied_decode_ms(batch: int) -> tuple[float, float]:
+    """Between what Kestrel's decoding step takes on an H100, by its published requests/s.
+
+    A reasoning answer takes 27 tokens more than a direct one. What a token costs is a step's time, shared by those that
+    decode together: between as many as are under way on average (requests/s times their latency) and `batch`.
+    """
+    (short, _), (long, p50_ms) = _KESTREL_H100[3, batch], _KESTREL_H100[30, batch]
+    token_ms = (1e3 / long - 1e3 / short) / 27
+    return token_ms * min(batch, long * p50_ms / 1e3), token_ms * batch
+
+
 def records(known: dict[tuple[int, int], tuple[float, float]]) -> list[dict[str, Any]]:
     """The same for a result file."""
     return [

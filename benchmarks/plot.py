@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report import ResultError, read_result
 from benchmarks.series import Panel, Series, panels, subtitle
 
 if TYPE_CHECKING:
@@ -34,19 +34,6 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 class PlotError(Exception):
     """What keeps a plot from being drawn, and what to do about it."""
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A result file. Raises PlotError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlotError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise PlotError(f"{path} is no JSON: name files that a benchmark's --json wrote") from None
-    if not isinstance(found, dict):
-        raise PlotError(f"{path} is no result file: name files that a benchmark's --json wrote")
-    return found
 
 
 def draw(found: Sequence[Panel], title: str, out: Path) -> None:
@@ -106,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .svg or .png file")
     options = parser.parse_args(argv)
     try:
-        results = [read(path) for path in options.result]
+        results = [read_result(path) for path in options.result]
         found = panels(results)
         if not found:
             raise PlotError("nothing to draw: name results of decode, vision, prefill or `throughput --load charts`")
         draw(found, subtitle([result for result in results if panels([result])]), options.out)
-    except PlotError as error:
+    except (PlotError, ResultError) as error:
         print(f"python -m benchmarks.plot: error: {error}", file=sys.stderr)
         return 2
     print(f"{options.out}: {', '.join(panel.title for panel in found)}")

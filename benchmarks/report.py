@@ -16,6 +16,11 @@ import torch
 
 import mdinfer
 
+
+class ResultError(Exception):
+    """What keeps a result file from being read, and what to do about it."""
+
+
 _NUMBER = re.compile(r"-|-?[\d.]+(e[-+]?\d+)?")
 
 
@@ -53,6 +58,19 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path is not None:
         Path(path).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises ResultError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ResultError(f"{path} is no JSON: name files that a benchmark's --json wrote") from None
+    if not isinstance(found, dict):
+        raise ResultError(f"{path} is no result file: name files that a benchmark's --json wrote")
+    return found
 
 
 def median(values: Sequence[float]) -> float:

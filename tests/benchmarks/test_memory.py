@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +110,3 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| weights / cache | bf16 / bf16 |")
     assert lines[5].startswith("| 8 GiB | - | - |")
-
-
-def test_the_readme_has_the_table_of_the_command_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    [arguments] = re.findall(r"`python -m benchmarks\.memory ([^`]*)`", readme)
-    memory.main(arguments.split())
-    assert capsys.readouterr().out.partition("\n\n")[0] in readme
