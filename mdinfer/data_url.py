@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -31,18 +31,22 @@ _HEX[list(b"0123456789abcdef")] = range(16)
 _HEX[list(b"ABCDEF")] = range(10, 16)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DataUrl:
     """A long data URL in pieces: `head`, up to the payload at least, and the rest in ASCII, not percent-encoded."""
 
     head: str
-    rest: tuple[memoryview, ...] = field(repr=False)
+    rest: tuple[memoryview, ...]
 
     def __len__(self) -> int:
         return len(self.head) + sum(map(len, self.rest))
 
     def __str__(self) -> str:
         return self.head + b"".join(self.rest).decode("ascii")
+
+    def __repr__(self) -> str:
+        """For messages: as text, which it is to whoever sent it, and without the payload."""
+        return repr(f"{self.head}...")
 
 
 def decode_data_url(url: str | DataUrl, *, param: str = "image_url") -> Bytes:

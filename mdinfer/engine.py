@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import mmap
 import os
 import threading
 import weakref
@@ -34,7 +33,7 @@ from mdinfer.errors import (
 )
 from mdinfer.handle import RequestHandle
 from mdinfer.image import Crops, OpenedPicture, open_picture, read_file
-from mdinfer.large_bytes import Bytes
+from mdinfer.large_bytes import Bytes, LargeBytes
 from mdinfer.loading import Loaded, describe_precision, load_model
 from mdinfer.loop import EngineLoop
 from mdinfer.memory import cache_pages, explained_shortage, format_bytes
@@ -394,7 +393,7 @@ class Engine(SkillCalls):
         if isinstance(source, str | os.PathLike) and not picture.data_url:
             source = read_file(source, picture.param)
         file = None
-        if namespace is not None and isinstance(source, str | DataUrl | bytes | mmap.mmap):
+        if namespace is not None and isinstance(source, str | DataUrl | bytes | LargeBytes):
             file = file_digest(source)
             if (seen := self._pictures.in_file(file, namespace)) is not None:
                 return seen

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import mmap
 import os
 import stat
 import struct
@@ -25,7 +24,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from mdinfer.config import VisionConfig
 from mdinfer.errors import ImageError
 from mdinfer.image_file import PictureFile, has_known_format, inspect_file
-from mdinfer.large_bytes import Bytes
+from mdinfer.large_bytes import Bytes, LargeBytes
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Bytes | Image.Image | npt.NDArray[np.uint8]"
 
@@ -132,7 +131,7 @@ def load_rgb(source: ImageSource, *, exif: bool, max_pixels: int, param: str = "
         source = read_file(source, param)
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
-    if isinstance(source, bytes | mmap.mmap):
+    if isinstance(source, bytes | LargeBytes):
         return _decode(inspect_file(source, param=param), exif, max_pixels, param)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels, param)

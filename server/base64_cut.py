@@ -7,7 +7,8 @@ check, and a picture's way to the engine make of it. In pieces it is copied by n
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,64 @@ from mdinfer.large_bytes import Bytes, joined
 
 LEAST = 1 << 16  # characters; shorter runs stay
 _LABEL = b";base64,"
-_MOST = 1000  # labels that are looked at: among more there is nothing long
+_MOST = 1000  # labels that are looked at; what follows more of them stays
 _PICTURES = ("url", "image_url")  # fields that hold them
 
 
-def cut(pieces: Iterable[bytes]) -> tuple[Bytes, Callable[[Any], Any]]:
-    """JSON with a mark for each long run of base64, and what puts them back into the value that it decodes to.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """`data` is JSON with the mark and a number in place of each of the `runs`."""
+
+    data: Bytes
+    mark: str
+    runs: Sequence[tuple[memoryview, ...]]
+
+    def place(self, at: int) -> int:
+        """Where in the whole that is which is `at` bytes from the beginning of `data`."""
+        end = missing = 0
+        for number, run in enumerate(self.runs):
+            mark = f"{self.mark}{number}".encode()
+            end = self.data.find(mark, end) + len(mark)
+            if end > at:
+                break
+            missing += sum(map(len, run)) - len(mark)
+        return at + missing
+
+    def put_back(self, value: Any) -> Any:
+        """What `data` was decoded to, changed in place to what the whole stands for.
+
+        In fields of pictures runs come back as `DataUrl`, elsewhere as what they were.
+        """
+        if not self.runs:
+            return value
+        value = self._whole(value)
+        left = [value]
+        while left:
+            node = left.pop()
+            if isinstance(node, list):
+                node[:] = map(self._whole, node)
+                left += node
+            elif isinstance(node, dict):
+                items = [(self._whole(key), self._whole(each, key)) for key, each in node.items()]
+                node.clear()
+                node.update(items)
+                left += node.values()
+        return value
+
+    def _whole(self, text: Any, field: object = None) -> Any:
+        if not isinstance(text, str) or self.mark not in text:
+            return text
+        head, _, number = text.partition(self.mark)
+        url = DataUrl(head, self.runs[int(number)])
+        return url if field in _PICTURES else str(url)
+
+
+def cut(pieces: Iterable[bytes | bytearray]) -> Cut:
+    """Cut the long runs of base64 out of JSON that comes in pieces.
 
     A run is what follows a label up to the end of its string, if that is plain: printable ASCII without escapes. JSON
     has no label outside of strings, so that the rest is JSON if the whole is. A label that two pieces share is not
-    found, and its run stays in. In fields of pictures runs come back as `DataUrl`, elsewhere as what they were.
+    found, and its run stays in.
     """
     mark = secrets.token_hex(16)
     kept: list[bytes | memoryview] = []
@@ -54,7 +103,7 @@ def cut(pieces: Iterable[bytes]) -> tuple[Bytes, Callable[[Any], Any]]:
             else:
                 kept += run
             run, start = None, end
-    return joined([*kept, *(run or ())]), lambda value: _put_back(value, mark, runs) if runs else value
+    return Cut(data=joined([*kept, *(run or ())]), mark=mark, runs=runs)
 
 
 def _plain(run: memoryview) -> bool:
@@ -63,28 +112,3 @@ def _plain(run: memoryview) -> bool:
     characters = np.frombuffer(run, np.uint8)
     escaped = bool((characters == ord("\\")).any() or (characters == ord("%")).any())
     return not escaped and int(characters.min()) >= 0x20 and int(characters.max()) < 0x7F
-
-
-def _put_back(value: Any, mark: str, runs: list[tuple[memoryview, ...]]) -> Any:
-    """`value`, changed in place."""
-
-    def whole(text: Any, field: object = None) -> Any:
-        if not isinstance(text, str) or mark not in text:
-            return text
-        head, _, number = text.partition(mark)
-        url = DataUrl(head, runs[int(number)])
-        return url if field in _PICTURES else str(url)
-
-    value = whole(value)
-    left = [value]
-    while left:
-        node = left.pop()
-        if isinstance(node, list):
-            node[:] = map(whole, node)
-            left += node
-        elif isinstance(node, dict):
-            items = [(whole(key), whole(each, key)) for key, each in node.items()]
-            node.clear()
-            node.update(items)
-            left += node.values()
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ OFF_LOOP_BYTES = 1 << 16
 MAX_VALUES = 100_000
 LEAST_RATE = 16_000  # bytes a second that a body must come with, once its body_timeout has passed
 _CHUNK = 1 << 18
+_SMALL = 1 << 16  # bytes of a piece
+_BYTE = re.compile(r"\(byte (\d+)\)$")
 
 
 async def read_body(
@@ -44,8 +47,11 @@ async def read_body(
         return await loop.run_in_executor(service.decoder, context.run, lambda: understand(_decode_large(pieces, bulk)))
 
 
-def decode_object(data: Bytes) -> dict[str, Any]:
-    """Strict JSON: no NaN, no infinite number, no lone surrogate, no bottomless nesting."""
+def decode_object(data: Bytes, place: Callable[[int], int] = int) -> dict[str, Any]:
+    """Strict JSON: no NaN, no infinite number, no lone surrogate, no bottomless nesting.
+
+    place tells where in the body a byte of `data` was.
+    """
     try:
         value = msgspec.json.decode(data)
     except RecursionError:
@@ -54,6 +60,7 @@ def decode_object(data: Bytes) -> dict[str, Any]:
         raise bad_request(f"the body is not UTF-8: {error.reason}") from None
     except msgspec.DecodeError as error:
         reason = str(error).removeprefix("JSON is malformed: ").partition(" - at ")[0]
+        reason = _BYTE.sub(lambda found: f"(byte {place(int(found[1]))})", reason)
         raise bad_request(f"the body is not valid JSON: {reason}") from None
     except ValueError:
         raise bad_request("the body is not valid JSON: a number has too many digits") from None
@@ -62,12 +69,12 @@ def decode_object(data: Bytes) -> dict[str, Any]:
     return value
 
 
-def _decode_large(pieces: list[bytes], bulk: str | None) -> dict[str, Any]:
+def _decode_large(pieces: list[bytes | bytearray], bulk: str | None) -> dict[str, Any]:
     """Decoding holds the interpreter, about a second for a few million values: those are refused before it."""
-    data, put_back = cut(pieces)
-    if holds_more_values(data, MAX_VALUES):
+    rest = cut(pieces)
+    if holds_more_values(rest.data, MAX_VALUES):
         raise bad_request(f"the body holds more than {MAX_VALUES} JSON values: send fewer", bulk)
-    body: dict[str, Any] = put_back(decode_object(data))
+    body: dict[str, Any] = rest.put_back(decode_object(rest.data, rest.place))
     return body
 
 
@@ -104,14 +111,14 @@ def _check_headers(http: Request) -> None:
         raise ApiError(415, message, code="unsupported_media_type")
 
 
-async def _read(http: Request, service: Service, arrived: Callable[[int], None]) -> list[bytes]:
+async def _read(http: Request, service: Service, arrived: Callable[[int], None]) -> list[bytes | bytearray]:
     """As it came, not put together: that takes the event loop's time."""
     settings = service.settings
     limit = settings.max_body_bytes
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    pieces: list[bytes] = []
+    pieces: list[bytes | bytearray] = []
     size = 0
     begin = time.monotonic()
     while True:
@@ -124,13 +131,23 @@ async def _read(http: Request, service: Service, arrived: Callable[[int], None])
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
-        pieces.append(piece)
+        _append(pieces, piece)
         size += len(piece)
         arrived(len(piece))
         if size > limit:
             raise _too_large(limit)
         if not message.get("more_body", False):
             return pieces
+
+
+def _append(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    """Small ones are put together: each takes memory and time of its own, and a body may come in a million."""
+    if len(piece) >= _SMALL:
+        pieces.append(piece)
+    elif pieces and isinstance(last := pieces[-1], bytearray) and len(last) + len(piece) <= _SMALL:
+        last += piece
+    else:
+        pieces.append(bytearray(piece))
 
 
 def _too_large(limit: int) -> ApiError:

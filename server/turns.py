@@ -24,9 +24,10 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._round)
 
     def _round(self) -> None:
-        self._line.popleft().go_on()
+        flow = self._line.popleft()
         if self._line:
             asyncio.get_running_loop().call_soon(self._round)
+        flow.go_on()  # last: if it fails, it fails alone
 
 
 class PacedFlow(FlowControl):

@@ -207,6 +207,10 @@ def test_in_pieces_it_is_what_it_is_in_one(label: str, payload: str, cuts: list[
     assert outcome(url) == outcome(label + payload)
 
 
+def test_a_url_in_pieces_is_shown_as_text() -> None:
+    assert repr(DataUrl("data:;base64,", (memoryview(b"QUJD"),))) == "'data:;base64,...'"
+
+
 def test_large_payloads() -> None:
     data = bytes(range(256)) * 4000
     text = base64.b64encode(data)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import threading
 import warnings
@@ -341,6 +342,12 @@ def test_arrays_of_another_kind_are_refused(array: npt.NDArray[Any]) -> None:
     assert str(array.shape) in message
     assert str(array.dtype) in message
     assert "(height, width, 3)" in message
+
+
+def test_a_map_of_the_callers_own_is_refused() -> None:
+    """It has one position for all who read it, and changes as its file does."""
+    with mmap.mmap(-1, 100) as source:
+        assert "found mmap" in refusal(source)
 
 
 def test_pictures_without_pixels_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,12 +30,25 @@ def test_any_parts(parts: list[bytes]) -> None:
         assert joined(parts)[:] == b"".join(parts)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux shows a process's maps")
+def test_many_are_few_maps_to_the_kernel() -> None:
+    """It allows a process 65,530."""
+    begin = maps()
+    held = [joined([bytes(SLICE + 1)]) for _ in range(100)]
+    assert maps() - begin < 50
+    del held
+
+
+def maps() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
 def test_no_memory() -> None:
     with pytest.MonkeyPatch.context() as patch:
 
-        def refuse(*_: int) -> None:
+        def refuse(*_: int, **__: int) -> None:
             raise OSError(12, "Cannot allocate memory")
 
-        patch.setattr("mdinfer.large_bytes.mmap.mmap", refuse)
+        patch.setattr("mdinfer.large_bytes.LargeBytes", refuse)
         with pytest.raises(MemoryError):
             joined([bytes(SLICE + 1)])

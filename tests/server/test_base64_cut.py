@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdinfer.data_url import DataUrl
+from mdinfer.large_bytes import Bytes
 from mdinfer.server import base64_cut
 from mdinfer.server.base64_cut import LEAST, cut
 from mdinfer.server.body import decode_object
@@ -33,12 +35,12 @@ def plain(value: Any) -> Any:
 
 def decoded(data: bytes, splits: list[int]) -> Any:
     borders = [0, *sorted(splits), len(data)]
-    rest, put_back = cut([data[i:j] for i, j in pairwise(borders)])
-    return put_back(msgspec.json.decode(rest))
+    rest = cut([data[i:j] for i, j in pairwise(borders)])
+    return rest.put_back(msgspec.json.decode(rest.data))
 
 
 def size_of_rest(value: object) -> int:
-    return len(cut([json.dumps(value).encode()])[0])
+    return len(cut([json.dumps(value).encode()]).data)
 
 
 texts = st.one_of(
@@ -123,7 +125,22 @@ def test_refused_as_a_whole_refused_without_its_base64(text: str) -> None:
     with pytest.raises(ApiError):
         decode_object(data)
     with pytest.raises(ApiError):
-        decode_object(cut([data])[0])
+        decode_object(cut([data]).data)
+
+
+@given(value=values, data=st.data())
+def test_an_error_tells_the_place_in_the_whole(value: Any, data: st.DataObject) -> None:
+    text = json.dumps([value, URL, value]).encode()
+    at = data.draw(st.integers(0, len(text) - 1).filter(lambda i: text[i] in b'",:[]{}'))
+    text = text[:at] + data.draw(st.sampled_from([b"", b"?", b"\\?"])) + text[at + 1 :]
+    rest = cut([text])
+    assert message_of(rest.data, rest.place) == message_of(text)
+
+
+def message_of(data: Bytes, place: Callable[[int], int] = int) -> str:
+    with pytest.raises(ApiError) as caught:
+        decode_object(data, place)
+    return caught.value.message
 
 
 def test_many_labels_take_no_time() -> None:

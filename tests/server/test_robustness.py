@@ -7,15 +7,21 @@ import base64
 import json
 import random
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request as HttpRequest
+from starlette.types import Message
 
 from mdinfer.request import Chat
+from mdinfer.server import body
 from mdinfer.server.body import holds_more_values
+from mdinfer.server.service import Service
+from mdinfer.server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import MODEL, Live, error_of, live_server, wait_until
 from tests.server.mutation import mutated
@@ -176,6 +182,42 @@ def test_large_bodies_take_no_memory(chunked: bool) -> None:
         begin = resident()
         assert live.http.post("/v1/chat/completions", content=chunks(), headers=headers).status_code == 413
     assert peak - begin < 40 << 20
+
+
+def test_a_body_in_tiny_chunks_is_as_good_as_one_in_large_ones() -> None:
+    """As a slow client sends it: what is kept of it does not grow with their number."""
+    url = "data:image/png;base64," + "QUJD" * (1 << 19)
+    content = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    data = json.dumps({"model": MODEL, **content}).encode()
+    seen: list[int] = []
+
+    async def sent() -> list[bytes | bytearray]:
+        parts = iter(range(0, len(data), 8))
+
+        async def receive() -> Message:
+            at = next(parts)
+            return {"type": "http.request", "body": data[at : at + 8], "more_body": at + 8 < len(data)}
+
+        service = Service(FakeEngine(), Settings())
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        return await body._read(HttpRequest(scope, receive), service, seen.append)
+
+    pieces = asyncio.run(sent())
+    assert b"".join(pieces) == data and sum(seen) == len(data)
+    assert len(pieces) <= 2 * len(data) // (1 << 16) + 1
+    begin = time.perf_counter()
+    decoded = body._decode_large(pieces, None)
+    assert len(decoded["messages"][0]["content"][0]["image_url"]["url"]) == len(url)
+    assert time.perf_counter() - begin < 0.2
+
+
+def test_errors_in_large_bodies_tell_their_place(live: Live) -> None:
+    """That in the body as it was sent, also after a picture that was cut out before it was decoded."""
+    content = b'{"url": "data:image/png;base64,' + b"QUJD" * 30_000 + b'", "n": }'
+    response = live.http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    message = error_of(response)["message"]
+    assert message == f"the body is not valid JSON: invalid character (byte {len(content) - 1})"
 
 
 def resident() -> int:

@@ -61,6 +61,26 @@ def test_one_that_is_paused_in_line_stays_paused() -> None:
     asyncio.run(main())
 
 
+def test_one_that_fails_keeps_no_other_from_its_turn() -> None:
+    class Broken(Transport):
+        def resume_reading(self) -> None:
+            raise OSError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        told: list[str] = []
+        turns = Turns()
+        for transport in (Broken("a", told), Transport("b", told)):
+            flow = PacedFlow(transport, turns)
+            flow.pause_reading()
+            flow.resume_reading()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert told == ["a off", "b off", "b on"]
+
+    asyncio.run(main())
+
+
 def test_one_that_goes_on_is_not_resumed_again() -> None:
     async def main() -> None:
         told, (a,) = flows("a")
