@@ -116,6 +116,7 @@ def test_when_there_is_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_operation_that_has_changed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are private to torch: a fault must not be found in answers."""
     layout, product = int4._layout, int4._product
+    assert layout is not None and product is not None
 
     def transposed(q: torch.Tensor, tiles: int) -> torch.Tensor:
         return layout(q.flip(-1), tiles)
