@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from mdinfer.kernels.int4 import (
 )
 from tests.kernels.compare import randn, rms_ratio, to_array
 from tests.kernels.moe_twin import exact, expert_weights, experts_twin
+
+Operation = Callable[..., torch.Tensor]
 
 
 def test_where_an_input_lies() -> None:
@@ -115,8 +119,7 @@ def test_when_there_is_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
 @laid_out
 def test_an_operation_that_has_changed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are private to torch: a fault must not be found in answers."""
-    layout, product = int4._layout, int4._product
-    assert layout is not None and product is not None
+    layout, product = cast("Operation", int4._layout), cast("Operation", int4._product)
 
     def transposed(q: torch.Tensor, tiles: int) -> torch.Tensor:
         return layout(q.flip(-1), tiles)
