@@ -80,7 +80,12 @@ CHIPS = (
 QUICK = (86, 90)  # the smallest shared memory and no e4m3 instructions; the chip that goals are set for
 
 _TENSOR_CORES = re.compile(r"\b(?:(wgmma)\.mma_async|(tcgen05)\.mma|(mma)\.(?:sync|sp))\b")
-_BEFORE_NONE = re.compile(r"\b(?:ld|st|atom|red)(?:\.\w+)*\.global|\bcp\.|\bprefetch|\bbra\b|\bexit\b")
+# What may not come before the wait. An access that names no space may go anywhere; one to shared memory is its own.
+_TOUCHES = re.compile(
+    r"\b(?:ldu?|st|atom|red|multimem)\.(?!(?:\w+\.)*(?:param|shared|const|local)\b)"
+    r"|\b(?:cp|prefetchu?|discard|applypriority|tensormap)\.|\b(?:bra|brx|call|ret|exit|trap)\b"
+)
+_WAIT, _CALL_NEXT = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
 _NARROW = ("*bf16", "*fp16", "*fp8e4nv", "*fp8e5")
 _TENSOR_MEMORY = 512  # columns that a processor of sm_100 has
 
@@ -177,8 +182,8 @@ def inspect(chip: Chip, case: str, launch: Launch) -> Compiled:
         faults.append(f"{stack} bytes of registers spilled")
     if shared > chip.target.shared:
         faults.append(f"{shared} bytes of shared memory, the chip has {chip.target.shared}")
-    if launch.constants["PDL"] and not _waits_first(compiled.asm["ptx"]):
-        faults.append("memory is touched before earlier kernels are waited for")
+    if launch.constants["PDL"] and (fault := late_wait(compiled.asm["ptx"])):
+        faults.append(fault)
     if columns > _TENSOR_MEMORY:
         faults.append(f"{columns} columns of tensor memory, the chip has {_TENSOR_MEMORY}")
     if _slow_products(compiled.asm["ttgir"]) and any(kind in _NARROW for kind in compiled.src.signature.values()):
@@ -219,10 +224,16 @@ def occupancy(chip: Chip, warps: int, registers: int, shared: int, columns: int 
     return min(programs) * warps / chip.warps
 
 
-def _waits_first(ptx: str) -> bool:
-    """Whether `griddepcontrol.wait` comes before any branch and any access to global memory."""
-    before, wait, _ = ptx.partition("griddepcontrol.wait;")
-    return bool(wait) and _BEFORE_NONE.search(re.sub("//.*", "", before)) is None
+def late_wait(ptx: str) -> str:
+    """What comes before the wait for earlier kernels that must not, or "".
+
+    A branch might go past it. And the next kernel waits for this one alone: were it called first, it could find those
+    before this one still at work.
+    """
+    before, wait, _ = re.sub("//.*", "", ptx).partition(_WAIT)
+    if not wait or _TOUCHES.search(before):
+        return "memory is touched before earlier kernels are waited for"
+    return "the next kernel is called before earlier ones are waited for" if _CALL_NEXT in before else ""
 
 
 def _slow_products(ttgir: str) -> bool:

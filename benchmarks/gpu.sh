@@ -135,9 +135,12 @@ for stage in "${stages[@]}"; do
         --json "$out/gpu-full-linears.json"
       ;;
     dependent)
-      run 240 python3 -m benchmarks.golden --device $device --dtype float32 --option dependent_launch=true "${golden[@]}" \
+      # These kernels are others than those of the other stages. With the Triton that is here, too, each must wait.
+      run 60 env -u TRITON_INTERPRET python3 -m benchmarks.aot --dependent --chip "$chip" --jobs "$jobs" \
+        ${dry:+--family norm}
+      run 230 python3 -m benchmarks.golden --device $device --dtype float32 --option dependent_launch=true "${golden[@]}" \
         --json "$out/gpu-golden-dependent.json"
-      run 250 python3 -m benchmarks.decode --device $device --experts fp8 --kv fp8 --dependent-launch "${model[@]}" \
+      run 240 python3 -m benchmarks.decode --device $device --experts fp8 --kv fp8 --dependent-launch "${model[@]}" \
         "${decode[@]}" --json "$out/gpu-full-dependent.json"
       ;;
     streams)

@@ -66,8 +66,10 @@ class Block(nn.Module):
         if batch.side is None:
             return self.attn(h, batch, cache), self.mlp(h)
         mlp: torch.Tensor = batch.side.begin(lambda: self.mlp(h))
-        attention = self.attn(h, batch, cache)
-        batch.side.join()
+        try:
+            attention = self.attn(h, batch, cache)
+        finally:
+            batch.side.join()
         return attention, mlp
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime.driver import driver
 
 from benchmarks.aot import CHIPS, Chip, compile_all
@@ -65,6 +66,14 @@ def never_kernel(x_ptr, out_ptr, N: tl.constexpr, PDL: tl.constexpr):
     tl.store(out_ptr + at, tl.load(x_ptr + at))
 
 
+@triton.jit
+def early_call_kernel(x_ptr, out_ptr, N: tl.constexpr, PDL: tl.constexpr):
+    gdc_launch_dependents()
+    gdc_wait()
+    at = tl.arange(0, N)
+    tl.store(out_ptr + at, tl.load(x_ptr + at))
+
+
 def _product(dtype: torch.dtype, kind: Any, block: int, stages: int = 2) -> Callable[..., torch.Tensor]:
     def run(x: torch.Tensor) -> torch.Tensor:
         x = x.to(dtype)
@@ -107,6 +116,7 @@ DEPENDENT: dict[str, Callable[..., torch.Tensor]] = {
     "waits late": _of(late_kernel),
     "may end before": _of(branch_kernel, 3),
     "never waits": _of(never_kernel),
+    "calls the next first": _of(early_call_kernel),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.aot import CHIPS, QUICK, occupancy
+from benchmarks.aot import CHIPS, QUICK, late_wait, occupancy
 from benchmarks.kernels.catalogue import FAMILIES, all_cases
 
 ROOT = Path(__file__).parents[2]
@@ -67,12 +67,42 @@ def test_every_kernel_waits_for_those_before_it(tmp_path: Path) -> None:
         ("waits late", "memory is touched before earlier kernels are waited for"),
         ("may end before", "memory is touched before earlier kernels are waited for"),
         ("never waits", "memory is touched before earlier kernels are waited for"),
+        ("calls the next first", "the next kernel is called before earlier ones are waited for"),
     ],
 )
 def test_faults(found: Any, kernel: str, fault: str | None) -> None:
     faults = found["compiled"][kernel]["faults"]
     assert len(faults) == (fault is not None)
     assert fault is None or fault in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "sound"),
+    [
+        ("ld.param.b64 %rd1, [f_param_0];", True),
+        ("mov.u32 %r1, %ctaid.x;  // bra, ld.global.b32", True),
+        ("st.shared.b32 [%r1], %r2;", True),
+        ("ld.volatile.shared::cta.b32 %r2, [%r1];", True),
+        ("ld.global.b32 %r1, [%rd1];", False),
+        ("@%p1 ld.global.L1::evict_last.v4.b32 {%r1, %r2, %r3, %r4}, [%rd1];", False),
+        ("ld.acquire.gpu.global.b32 %r1, [%rd1];", False),
+        ("ld.b32 %r1, [%rd1];", False),  # of any space
+        ("ld.weak.v2.f32 {%f1, %f2}, [%rd1];", False),
+        ("ldu.global.b32 %r1, [%rd1];", False),
+        ("st.relaxed.gpu.b32 [%rd1], %r1;", False),
+        ("atom.global.gpu.acq_rel.add.s32 %r1, [%rd1], 1;", False),
+        ("red.add.s32 [%rd1], 1;", False),
+        ("multimem.ld_reduce.relaxed.sys.global.add.f32 %f1, [%rd1];", False),
+        ("cp.async.cg.shared.global [%r1], [%rd1], 16;", False),
+        ("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier [%r1], [%rd1], [%r2];", False),
+        ("prefetch.global.L2 [%rd1];", False),
+        ("@%p1 bra $L__BB0_2;", False),
+        ("@%p1 ret;", False),
+        ("call.uni (%r1), f, (%r2);", False),
+    ],
+)
+def test_what_may_come_before_the_wait(before: str, sound: bool) -> None:
+    assert (late_wait(f"{before}\ngriddepcontrol.wait; // dummy %r9\nld.global.b32 %r1, [%rd1];\nret;") == "") == sound
 
 
 def test_tensor_cores_are_told(found: Any) -> None:

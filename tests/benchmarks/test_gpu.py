@@ -37,6 +37,14 @@ def test_every_stage(tmp_path: Path) -> None:
     summary = done.stdout.splitlines()[-len(names) :]
     assert [line.partition(":")[0] for line in summary] == [f"gpu-{name}" for name in names]
     assert "gpu-golden: float32 4 of 4 equal" in done.stdout
+    waits, golden = (
+        done.stdout.find(f"$ {command}")
+        for command in (
+            "env -u TRITON_INTERPRET python3 -m benchmarks.aot --dependent",
+            "python3 -m benchmarks.golden --device cpu --dtype float32 --option dependent_launch=true",
+        )
+    )
+    assert 0 <= waits < golden
     for name, path in files.items():
         if name not in ("gpu-roofline", "gpu-memory"):  # which are the same everywhere
             assert json.loads(path.read_text())["environment"]["torch"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from mdinfer.kernels.int4 import (
 )
 from tests.kernels.compare import randn, rms_ratio, to_array
 from tests.kernels.moe_twin import exact, expert_weights, experts_twin
+
+Operation = Callable[..., torch.Tensor]
 
 
 def test_where_an_input_lies() -> None:
@@ -110,3 +114,33 @@ def test_when_there_is_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(int4, name, None)
             assert not can_lay_out(64, 128, torch.bfloat16)
+
+
+@laid_out
+def test_an_operation_that_has_changed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are private to torch: a fault must not be found in answers."""
+    layout, product = cast("Operation", int4._layout), cast("Operation", int4._product)
+
+    def transposed(q: torch.Tensor, tiles: int) -> torch.Tensor:
+        return layout(q.flip(-1), tiles)
+
+    def other_middle(x: torch.Tensor, weight: torch.Tensor, group: int, numbers: torch.Tensor) -> torch.Tensor:
+        return product(x, weight, group, torch.stack((numbers[..., 0], numbers[..., 1] - 8 * numbers[..., 0]), -1))
+
+    def other_arguments(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    def one_row_wrong(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return product(x, *rest) * (1 + (len(x) == 1))
+
+    def gone(*args: object) -> torch.Tensor:
+        raise NotImplementedError("no kernel for this CPU")
+
+    changes = [("_layout", transposed), ("_layout", gone), ("_product", other_middle), ("_product", other_arguments)]
+    for name, change in [*changes, ("_product", one_row_wrong), ("_product", gone)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(int4, name, change)
+            int4._as_known.cache_clear()
+            assert not can_lay_out(64, 128, torch.bfloat16), change.__name__
+    int4._as_known.cache_clear()
+    assert can_lay_out(64, 128, torch.bfloat16)

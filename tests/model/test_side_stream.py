@@ -81,6 +81,7 @@ def test_a_failure_leaves_the_current_stream(cuda: Cuda) -> None:
     with pytest.raises(ValueError, match="no"):
         SideStream(torch.device("cuda")).begin(fail)
     assert cuda.current == "main"
+    assert cuda.told == ["side waits for main", "main waits for side"]
 
 
 class Told(SideStream):
@@ -124,6 +125,32 @@ def test_answers_are_the_same_and_prefill_keeps_to_one_stream(monkeypatch: pytes
     assert in_decoding == ["begin", "join"] * layers * decoding
     told = "".join(each[0] for each in side.told)
     assert told.count("baj") == layers * decoding
+
+
+def test_a_failure_of_attention_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the side still reads is taken again by the step done over; and a recording must not end unjoined."""
+
+    def attention(self: Any, *args: Any) -> torch.Tensor:
+        side.told.append("attention")
+        if len(side.told) == 2:
+            raise torch.OutOfMemoryError("none left")
+        return attend(self, *args)
+
+    side, attend = Told(), Attention.forward
+    with load_engine("tiny-a", prefix_cache=False) as engine:
+        expected = engine.query(None, "What is 2 + 2?", temperature=0, max_tokens=4).token_ids
+        engine._loop._runner._side = side
+        forward = TextDecoder.forward
+
+        def failing(self: TextDecoder, batch: ForwardBatch, cache: Any) -> torch.Tensor:
+            if batch.side is not None and "attention" not in side.told:
+                monkeypatch.setattr(Attention, "forward", attention)
+            return forward(self, batch, cache)
+
+        monkeypatch.setattr(TextDecoder, "forward", failing)
+        assert engine.query(None, "What is 2 + 2?", temperature=0, max_tokens=4).token_ids == expected
+    assert side.told[:3] == ["begin", "attention", "join"]
+    assert side.told.count("begin") == side.told.count("join") > 3
 
 
 def test_without_a_gpu_there_is_none() -> None:
