@@ -22,7 +22,7 @@ import torch
 from benchmarks import subject
 from benchmarks.batch import Batch
 from benchmarks.costs import distinct_experts
-from benchmarks.plain import PlainDecoder
+from benchmarks.plain import PlainDecoder, plain_weights
 from benchmarks.report import median, table, write_json
 from benchmarks.subject import Subject, routings
 from benchmarks.vision import crops_of, floor_cells, measure_vision
@@ -98,7 +98,7 @@ def steps_of(batch: Batch, prompt: int, *, ahead: bool) -> Callable[[], Callable
 
 
 def _plain(on: Subject, prompt: int, tokens: int) -> Callable[[], None]:
-    decoder = PlainDecoder(on.model.config, on.model.weights(), prompt + tokens)
+    decoder = PlainDecoder(on.model.config, plain_weights(on.model), prompt + tokens)
     draw = np.random.default_rng(0)
     pending = torch.tensor([0, *draw.integers(16, on.model.config.text.vocab_size, prompt - 1).tolist()])
 

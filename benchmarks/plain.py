@@ -9,10 +9,23 @@ import torch
 import torch.nn.functional as F
 
 from mdinfer.config import ModelConfig
+from mdinfer.model.moe import ExpertWeight
+from mdinfer.model.moondream import Moondream
+
+
+def plain_weights(model: Moondream) -> dict[str, torch.Tensor]:
+    """Canonical name -> tensor in rows, of an unquantised model; of those that are packed, a copy."""
+    packed = {
+        f"{name}.weight": torch.stack([weight.to_dense() for weight in module.packed])
+        for name, module in model.named_modules()
+        if isinstance(module, ExpertWeight) and module.packed
+    }
+    weights = {name: weight.to_dense() if weight.is_mkldnn else weight for name, weight in model.weights().items()}
+    return {**weights, **packed}
 
 
 class PlainDecoder:
-    """weights: canonical name -> tensor, as `Moondream.weights()` gives them (unquantised)."""
+    """weights: as `plain_weights` gives them."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor], max_context: int) -> None:
         self.config, self.w, text = config, weights, config.text

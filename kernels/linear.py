@@ -17,18 +17,26 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mdinfer.kernels.packed import linear_packed
+
 _FEW_ROWS = 4
 _LARGE_WEIGHT = 1 << 19  # entries
 _COMPILED_ROWS, _ROW_STEP = 16, 32
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(..., outputs) of x (..., inputs), weight (outputs, inputs), bias (outputs,) or None."""
+    """(..., outputs) of x (..., inputs), weight (outputs, inputs), bias (outputs,) or None.
+
+    On a CPU the weight may be one that `mdinfer.kernels.packed` has packed.
+    """
+    product = linear_packed if weight.is_mkldnn else F.linear
     if x.dim() != 2 or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
+        return product(x, weight, bias)
     rows = x.shape[0]
-    if x.dtype == torch.bfloat16 and rows > _COMPILED_ROWS and rows % _ROW_STEP:
-        return F.linear(F.pad(x, (0, 0, 0, -rows % _ROW_STEP)), weight, bias)[:rows]
+    if x.dtype == torch.bfloat16:
+        if rows > _COMPILED_ROWS and rows % _ROW_STEP:
+            return product(F.pad(x, (0, 0, 0, -rows % _ROW_STEP)), weight, bias)[:rows]
+        return product(x, weight, bias)
     if x.dtype != torch.float32 or not 0 < rows <= _FEW_ROWS or weight.numel() < _LARGE_WEIGHT:
         return F.linear(x, weight, bias)
     if rows == 1:

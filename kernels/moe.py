@@ -6,6 +6,7 @@ experts:  y[t] = sum over chosen e of w[t, e] * fc2[e] (gelu_erf(u) * (g + 1)), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,8 @@ class ExpertWeights:
     Or both in int4, with what `mdinfer.kernels.int4` has for these shapes.
     laid_out: int4 as `mdinfer.kernels.int4.lay_out` leaves it, for bfloat16 on a CPU.
     Or both in int8, on a CPU, with bfloat16 scales of the same shapes as float8's: see `mdinfer.kernels.int8`.
+    packed: fc1 and fc2 of each expert as `mdinfer.kernels.packed` packs them, e4m3 as bfloat16; `fc1` and `fc2` say
+        what they were, and their shapes.
     """
 
     fc1: torch.Tensor
@@ -54,6 +57,7 @@ class ExpertWeights:
     fc1_scale: torch.Tensor | None = None
     fc2_scale: torch.Tensor | None = None
     laid_out: bool = False
+    packed: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] | None = None
 
     def __post_init__(self) -> None:
         (E, D, _), inner = self.fc2.shape, self.fc1.shape[1] // 2
@@ -181,8 +185,9 @@ def _expert(x: torch.Tensor, e: int, experts: ExpertWeights, fp8: bool) -> torch
     if experts.int4:
         return _expert_int4(x, e, experts)
     scale1, scale2 = experts.fc1_scale, experts.fc2_scale
-    u, g = _linear(x, experts.fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
-    return _linear(F.gelu(u) * (g + 1), experts.fc2[e], None if scale2 is None else scale2[e], fp8)
+    fc1, fc2 = experts.packed or (experts.fc1, experts.fc2)
+    u, g = _linear(x, fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
+    return _linear(F.gelu(u) * (g + 1), fc2[e], None if scale2 is None else scale2[e], fp8)
 
 
 def _expert_int4(x: torch.Tensor, e: int, experts: ExpertWeights) -> torch.Tensor:
@@ -200,10 +205,8 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, f
     if fp8:
         bits, row_scale = quantise_rows(x)
         return (linear(bits.to(x.dtype), weight.to(x.dtype)).float() * row_scale[:, None] * scale).to(x.dtype)
-    return linear_int8(x, weight, scale) if weight.dtype == INT8 else _linear_float8(x, weight, scale)
-
-
-def _linear_float8(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    if x.is_cpu:
+    if weight.dtype == INT8:
+        return linear_int8(x, weight, scale)
+    if x.is_cpu and weight.dtype != x.dtype:
         return linear_float8(x, weight, scale)
     return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

@@ -77,6 +77,7 @@ def named(kept: Kept) -> str:
     return experts if linears == "bf16" else f"{experts} with linears {linears}"
 
 
-def described(weight: torch.dtype) -> str:
-    """Of quantised weights, by the type of their tensors."""
-    return f"int4 in groups of {GROUP}" if weight == INT4 else str(weight).removeprefix("torch.")
+def described(weight: torch.Tensor) -> str:
+    """Of quantised weights, by the type of their tensors; of those that have no numbers, see `Moondream.lay_out`."""
+    kind = f"int4 in groups of {GROUP}" if weight.dtype == INT4 else str(weight.dtype).removeprefix("torch.")
+    return f"{kind} held as bfloat16" if weight.is_meta else kind

@@ -88,9 +88,10 @@ def test_types() -> None:
     assert [expert_dtype(each, torch.float32) for each in names] == types
     rates: tuple[Linears, ...] = ("bf16", "fp8")
     assert [linear_dtype(each, torch.float32) for each in rates] == [torch.float32, torch.float8_e4m3fn]
-    assert described(torch.int8) == "int8"
-    assert described(torch.uint8) == "int4 in groups of 128"
-    assert described(torch.float8_e4m3fn) == "float8_e4m3fn"
+    assert described(torch.empty(1, dtype=torch.int8)) == "int8"
+    assert described(torch.empty(1, dtype=torch.uint8)) == "int4 in groups of 128"
+    assert described(torch.empty(1, dtype=torch.float8_e4m3fn)) == "float8_e4m3fn"
+    assert described(torch.empty(1, dtype=torch.float8_e4m3fn, device="meta")) == "float8_e4m3fn held as bfloat16"
 
 
 def kept_of(

@@ -16,10 +16,16 @@ from mdinfer.kernels import (
     linear_gelu_rows,
     linear_residual,
 )
+from mdinfer.kernels.packed import can_pack, pack
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def packed(weight: nn.Parameter) -> nn.Parameter:
+    """In a layout of a CPU's own, which `kernels.linear` knows, where there is one; else as it was."""
+    return nn.Parameter(pack(weight), requires_grad=False) if can_pack(weight.device, weight.dtype) else weight
 
 
 class Linear(nn.Module):
@@ -49,6 +55,10 @@ class Linear(nn.Module):
             return linear_fp8(x, self.weight, self.scale, self.bias)
         assert isinstance(x, torch.Tensor)
         return linear(x, self.weight, self.bias)
+
+    def lay_out(self) -> None:
+        """Of `Moondream.lay_out`."""
+        self.weight = packed(self.weight)
 
     def gelu(self, x: torch.Tensor | Float8Rows, then: Linear) -> torch.Tensor | Float8Rows:
         """GELU of it, in its tanh form, as `then` takes it."""

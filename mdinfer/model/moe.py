@@ -7,8 +7,11 @@ from torch import nn
 
 from mdinfer.config import MoEConfig
 from mdinfer.kernels import ExpertWeights, moe_experts, moe_route
+from mdinfer.kernels.float8 import float8_values
 from mdinfer.kernels.int4 import INT4, can_lay_out, lay_out, packed_shape, scale_shape
 from mdinfer.kernels.int8 import INT8
+from mdinfer.kernels.linear_fp8 import FP8
+from mdinfer.kernels.packed import can_pack, pack
 from mdinfer.model.layers import Linear, empty
 
 
@@ -30,6 +33,13 @@ class ExpertWeight(nn.Module):
         elif dtype.itemsize == 1:
             kind = torch.bfloat16 if dtype == INT8 else torch.float32
             self.scale = empty(experts, outputs, dtype=kind, device=device)
+        self.packed: list[torch.Tensor] = []
+
+    def pack(self) -> None:
+        """Each expert's numbers, as bfloat16, by themselves; the weight has a shape and a type then, and no numbers."""
+        fp8 = self.weight.dtype == FP8
+        self.packed = [pack(float8_values(weight).bfloat16() if fp8 else weight) for weight in self.weight]
+        self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
 
 
 class ExpertMlp(nn.Module):
@@ -54,14 +64,27 @@ class ExpertMlp(nn.Module):
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         fc1, fc2 = self.fc1, self.fc2
         experts = ExpertWeights(
-            fc1=fc1.weight, fc2=fc2.weight, fc1_scale=fc1.scale, fc2_scale=fc2.scale, laid_out=self._laid_out
+            fc1=fc1.weight,
+            fc2=fc2.weight,
+            fc1_scale=fc1.scale,
+            fc2_scale=fc2.scale,
+            laid_out=self._laid_out,
+            packed=(fc1.packed, fc2.packed) if fc1.packed else None,
         )
         return moe_experts(h, moe_route(self.router(h), self.experts_per_token), experts)
 
-    def lay_out(self) -> None:
-        """Once, when weights are there: put int4 into what a CPU multiplies best, if it has that for these sizes."""
+    def lay_out(self, *, widen: bool) -> None:
+        """Of `Moondream.lay_out`."""
         weight, dtype = self.fc1.weight, self.router.weight.dtype
-        if weight.dtype != INT4 or not weight.is_cpu or not all(can_lay_out(N, K, dtype) for N, K in self._sizes):
+        if weight.dtype == INT4:
+            self._lay_out_int4()
+        elif can_pack(weight.device, dtype) and (weight.dtype == dtype or (weight.dtype == FP8 and widen)):
+            self.fc1.pack()
+            self.fc2.pack()
+
+    def _lay_out_int4(self) -> None:
+        dtype = self.router.weight.dtype
+        if not all(can_lay_out(N, K, dtype) for N, K in self._sizes):
             return
         assert not self._laid_out
         for kept in (self.fc1, self.fc2):

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from mdinfer.config import ModelConfig
-from mdinfer.kernels import input_embeddings, region_values
-from mdinfer.model.moe import ExpertMlp
+from mdinfer.kernels import dispatch, input_embeddings, region_values
+from mdinfer.model.layers import Linear
+from mdinfer.model.moe import ExpertMlp, ExpertWeight
 from mdinfer.model.region import Region
-from mdinfer.model.text import TextDecoder
+from mdinfer.model.text import Tau, TextDecoder
 from mdinfer.model.vision import VisionTower
 
 
@@ -48,11 +49,27 @@ class Moondream(nn.Module):
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     @torch.inference_mode()
-    def lay_out(self) -> None:
-        """Once, when weights are filled: put them into the device's best layout; `weights` are not what they were."""
-        for module in self.modules():
-            if isinstance(module, ExpertMlp):
-                module.lay_out()
+    def lay_out(self, *, widen: bool = True) -> None:
+        """Once, when weights are filled: put them into what a CPU multiplies best. Some of `weights` are packed then;
+        of packed experts they have shape and type alone.
+
+        widen: hold experts in fp8 as bfloat16, where that makes them faster; it takes twice the memory.
+        """
+        if dispatch.compiled(self.text.wte):
+            return
+        for part in (self.text, self.vision):  # what the region heads multiply by is cast first
+            for module in part.modules():
+                if isinstance(module, ExpertMlp):
+                    module.lay_out(widen=widen)
+                elif isinstance(module, Linear | Tau | TextDecoder):
+                    module.lay_out()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of memory that weights take."""
+        packed = (each.packed for each in self.modules() if isinstance(each, ExpertWeight))
+        held = [weight for weight in self.weights().values() if not weight.is_meta]
+        return sum(weight.nbytes for weights in (held, *packed) for weight in weights)
 
     def embed(
         self, tokens: torch.Tensor, kinds: torch.Tensor, values: torch.Tensor, images: torch.Tensor | None

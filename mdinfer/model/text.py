@@ -12,8 +12,9 @@ from torch import nn
 
 from mdinfer.config import TextConfig
 from mdinfer.kernels import LayerCache, add_layer_norm, linear, paged_attention, qkv_epilogue, rope_table
+from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
-from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty
+from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty, packed
 from mdinfer.model.moe import ExpertMlp
 
 
@@ -24,6 +25,10 @@ class Tau(nn.Module):
         super().__init__()
         self.wqwv = empty(2 * config.n_heads, 3 * config.dim, dtype=dtype, device=device)
         self.alpha = empty(config.n_heads, dtype=torch.float32, device=device)
+
+    def lay_out(self) -> None:
+        """Of `Moondream.lay_out`."""
+        self.wqwv = packed(self.wqwv)
 
 
 class Attention(nn.Module):
@@ -106,6 +111,13 @@ class TextDecoder(nn.Module):
         self.post_ln = LayerNorm(config.dim, dtype=dtype, device=device)
         self.lm_head = Linear(config.dim, config.vocab_size, dtype=dtype, device=device)
         self.rope = rope_table(max_context, config.head_dim, device)
+        self._control: torch.Tensor | None = (
+            None  # the head's first rows, which cannot be cut from it once it is laid out
+        )
+
+    def lay_out(self) -> None:
+        """Of `Moondream.lay_out`, before the head's own."""
+        self._control = self.lm_head.weight[:CONTROL_IDS].clone()
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
@@ -121,5 +133,9 @@ class TextDecoder(nn.Module):
     def logits(self, hidden: torch.Tensor, first: int | None = None) -> torch.Tensor:
         """(B, V), or only the `first` ids' (B, first)."""
         h = self.post_ln(hidden)
-        weight, bias = self.lm_head.weight[:first], self.lm_head.bias[:first]
-        return linear(h, weight, bias)
+        if first is None:
+            rows: torch.Tensor = self.lm_head(h)
+            return rows
+        weight = self.lm_head.weight if self._control is None else self._control
+        assert first <= len(weight), (first, weight.shape)
+        return linear(h, weight[:first], self.lm_head.bias[:first])

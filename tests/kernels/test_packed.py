@@ -1,0 +1,100 @@
+"""Weights packed for a CPU's library, against float64: in bfloat16 a product rounds its result once, by 2^-9."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+
+from mdinfer.kernels import ExpertWeights, linear, moe_experts, packed
+from mdinfer.kernels.float8 import float8_values
+from mdinfer.kernels.moe import moe_route_torch
+from mdinfer.kernels.packed import can_pack, linear_packed, pack
+from tests.kernels.compare import randn, rms_ratio, to_array
+from tests.kernels.moe_twin import expert_weights, experts_twin
+
+CPU = torch.device("cpu")
+Operation = Callable[..., torch.Tensor]
+pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="this torch or CPU has no such product")
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (3, 20), (40, 24), (130, 70), (256, 512)], ids=str)
+def test_products(N: int, K: int, bias: bool) -> None:
+    weight, offset = randn(N, K, seed=1).bfloat16(), randn(N, seed=2).bfloat16()
+    kept = pack(weight)
+    assert kept.shape == weight.shape and torch.equal(kept.to_dense(), weight)
+    for R in (0, 1, 2, 4, 17, 32, 40):
+        x = randn(R, K).bfloat16()
+        found = linear(x, kept, offset if bias else None)
+        assert (found.shape, found.dtype, found.is_contiguous()) == ((R, N), torch.bfloat16, True)
+        if R:
+            want = to_array(x) @ to_array(weight).T + (to_array(offset) if bias else 0)
+            assert rms_ratio(found, want) < 2.0**-8
+
+
+def test_more_dimensions_and_steps_between_rows() -> None:
+    x, weight = randn(2, 3, 48).bfloat16()[..., ::2], randn(40, 24).bfloat16()
+    for rows in (x, x[0], x[:, 1]):
+        assert rms_ratio(linear(rows, pack(weight)), to_array(rows) @ to_array(weight).T) < 2.0**-8
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("T", [1, 3, 40])
+def test_experts(T: int, fp8: bool) -> None:
+    """Three roundings in bfloat16, as of other experts: 1.5e-2."""
+    weights, x = expert_weights(4, 70, 20, torch.bfloat16, fp8=fp8), randn(T, 70, seed=1).bfloat16()
+    routing = moe_route_torch(randn(T, 4), 2)
+    kept = [[pack(float8_values(w).bfloat16() if fp8 else w) for w in fc] for fc in (weights.fc1, weights.fc2)]
+    shapes = {name: getattr(weights, name).to("meta") for name in ("fc1", "fc2")}
+    held: ExpertWeights = replace(weights, **shapes, packed=(kept[0], kept[1]))
+    assert rms_ratio(moe_experts(x, routing, held), experts_twin(x, routing, weights)) < 1.5e-2
+
+
+def test_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_pack(CPU, torch.float32) and not can_pack(torch.device("cuda"), torch.bfloat16)
+    for name in ("_reorder", "_product", "_supported"):
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, name, None)
+            packed._as_known.cache_clear()
+            assert not can_pack(CPU, torch.bfloat16)
+    packed._as_known.cache_clear()
+
+
+def test_an_operation_that_has_changed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are private to torch: a fault must not be found in answers."""
+    product = cast("Operation", packed._product)
+
+    def other_arguments(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    def one_argument(weight: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    def no_bias(x: torch.Tensor, weight: torch.Tensor, bias: object, *rest: object) -> torch.Tensor:
+        return product(x, weight, None, *rest)
+
+    def one_row_wrong(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        return product(x, *rest) * (1 + (len(x) == 1))
+
+    def gone(*args: object) -> torch.Tensor:
+        raise NotImplementedError("no kernel for this CPU")
+
+    changes = [("_product", change) for change in (other_arguments, no_bias, one_row_wrong, gone)]
+    for name, change in [*changes, ("_reorder", one_argument), ("_reorder", gone), ("_supported", lambda: False)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, name, change)
+            packed._as_known.cache_clear()
+            assert not can_pack(CPU, torch.bfloat16), change
+    packed._as_known.cache_clear()
+    assert can_pack(CPU, torch.bfloat16)
+
+
+def test_other_shapes_are_refused() -> None:
+    kept = pack(randn(40, 24).bfloat16())
+    for x in (randn(3, 24), randn(3, 20).bfloat16()):
+        with pytest.raises(RuntimeError):
+            linear_packed(x, kept)

@@ -1,0 +1,90 @@
+"""A model whose weights are put into what a CPU multiplies best computes what it did before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mdinfer.checkpoint import random_weights
+from mdinfer.kernels import dispatch
+from mdinfer.kernels.packed import can_pack
+from mdinfer.kernels.sample import CONTROL_IDS
+from mdinfer.model.moondream import Moondream
+from tests.checkpoint.models import tiny_config
+from tests.golden_data import load_engine
+from tests.model.test_layouts import first_logits
+
+FP8 = torch.float8_e4m3fn
+packs = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16), reason="this torch or CPU has no such product"
+)
+NAME = "text.blocks.2.mlp.fc1.weight"
+
+
+def built(dtype: torch.dtype = torch.bfloat16, experts: torch.dtype | None = None) -> Moondream:
+    config = tiny_config()
+    config = replace(config, text=replace(config.text, vocab_size=64))
+    model = Moondream(config, dtype=dtype, expert_dtype=experts)
+    random_weights(model.weights())
+    return model
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@packs
+def test_a_model_in_bfloat16() -> None:
+    """Sums in another order: a rounding of 2^-9 goes the other way here and there, through a few layers."""
+    model, laid_out = built(), built()
+    laid_out.lay_out()
+    assert laid_out.weights()[NAME].is_meta and laid_out.weights()["text.lm_head.weight"].is_mkldnn
+    assert laid_out.weight_bytes == model.weight_bytes
+    expected = first_logits(model)
+    assert off(first_logits(laid_out), expected) < 2e-2
+    hidden = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for first in (CONTROL_IDS, 3):
+        assert off(laid_out.text.logits(hidden, first), model.text.logits(hidden)[:, :first]) < 2.0**-7
+    side = model.config.vision.crop_size
+    crops = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert off(laid_out.vision(crops, [(1, 1)], 2)[0], model.vision(crops, [(1, 1)], 2)[0]) < 2e-2
+
+
+@packs
+def test_experts_in_fp8_are_widened_where_that_is_asked_for() -> None:
+    """The numbers are the same ones; a product was rounded before its scale and after it, and is still."""
+    model, narrow, wide = built(experts=FP8), built(experts=FP8), built(experts=FP8)
+    narrow.lay_out(widen=False)
+    wide.lay_out(widen=True)
+    assert not narrow.weights()[NAME].is_meta and wide.weights()[NAME].is_meta
+    experts = sum(weight.numel() for weight in model.weights().values() if weight.dtype == FP8)
+    assert narrow.weight_bytes == model.weight_bytes == wide.weight_bytes - experts
+    expected = first_logits(model)
+    assert off(first_logits(narrow), expected) < 2e-2 and off(first_logits(wide), expected) < 2e-2
+
+
+def test_float32_and_kernels_take_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype, experts in ((torch.float32, None), (torch.float32, FP8)):
+        model = built(dtype, experts)
+        before, expected = model.weights(), first_logits(model)
+        model.lay_out()
+        assert all(weight.data_ptr() == before[name].data_ptr() for name, weight in model.weights().items())
+        assert torch.equal(first_logits(model), expected)
+    model = built()
+    monkeypatch.setattr(dispatch, "compiled", lambda x: True)
+    model.lay_out()
+    assert not any(weight.is_meta or weight.is_mkldnn for weight in model.weights().values())
+
+
+@packs
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_an_engine_widens_experts_in_fp8_where_memory_allows(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdinfer.loading.available_bytes", lambda device: free)
+    with load_engine("tiny-a", experts="fp8", dtype="bfloat16") as engine:
+        held = " held as bfloat16" if free else ""
+        assert f"bfloat16, experts float8_e4m3fn{held}\n" in engine.description()
+        found = [engine.query(None, "What is it?", temperature=0, max_tokens=12).token_ids for _ in range(2)]
+        assert found[0] and found[0] == found[1]
