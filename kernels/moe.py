@@ -209,4 +209,4 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, f
         return linear_int8(x, weight, scale)
     if x.is_cpu and weight.dtype != x.dtype:
         return linear_float8(x, weight, scale)
-    return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)
+    return linear(x, weight.to(x.dtype)).mul_(scale)  # in float32, rounded once more
