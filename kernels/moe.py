@@ -48,8 +48,8 @@ class ExpertWeights:
     Or both in int4, with what `mdinfer.kernels.int4` has for these shapes.
     laid_out: int4 as `mdinfer.kernels.int4.lay_out` leaves it, for bfloat16 on a CPU.
     Or both in int8, on a CPU, with bfloat16 scales of the same shapes as float8's: see `mdinfer.kernels.int8`.
-    packed: fc1 and fc2 of each expert as `mdinfer.kernels.packed` packs them, e4m3 as bfloat16; `fc1` and `fc2` say
-        what they were, and their shapes.
+    packed: fc1 and fc2 of each expert as `mdinfer.kernels.packed` packs them, e4m3 times its scale as bfloat16; `fc1`
+        and `fc2` say what they were, and their shapes.
     """
 
     fc1: torch.Tensor
@@ -140,6 +140,7 @@ def moe_experts_torch(
     T, A = routing.experts.shape
     if _small(T, A, experts):
         return _all_on_all(x_TD, routing, experts)
+    assert activations == "plain" or experts.packed is None, "fp8 activations go with experts that are kept in fp8"
     fp8 = activations == "fp8" and grouped(T, A, len(experts.fc1))
     x_RD, chosen, counts, order = _by_expert(x_TD, routing.experts)
     y_RD = torch.empty(T * A, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
@@ -184,10 +185,13 @@ def _by_expert(
 def _expert(x: torch.Tensor, e: int, experts: ExpertWeights, fp8: bool) -> torch.Tensor:
     if experts.int4:
         return _expert_int4(x, e, experts)
+    if experts.packed is not None:
+        fc1, fc2 = experts.packed
+        u, g = linear(x, fc1[e]).chunk(2, dim=-1)
+        return linear(F.gelu(u) * (g + 1), fc2[e])
     scale1, scale2 = experts.fc1_scale, experts.fc2_scale
-    fc1, fc2 = experts.packed or (experts.fc1, experts.fc2)
-    u, g = _linear(x, fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
-    return _linear(F.gelu(u) * (g + 1), fc2[e], None if scale2 is None else scale2[e], fp8)
+    u, g = _linear(x, experts.fc1[e], None if scale1 is None else scale1[e], fp8).chunk(2, dim=-1)
+    return _linear(F.gelu(u) * (g + 1), experts.fc2[e], None if scale2 is None else scale2[e], fp8)
 
 
 def _expert_int4(x: torch.Tensor, e: int, experts: ExpertWeights) -> torch.Tensor:
@@ -207,6 +211,6 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, f
         return (linear(bits.to(x.dtype), weight.to(x.dtype)).float() * row_scale[:, None] * scale).to(x.dtype)
     if weight.dtype == INT8:
         return linear_int8(x, weight, scale)
-    if x.is_cpu and weight.dtype != x.dtype:
+    if x.is_cpu:
         return linear_float8(x, weight, scale)
-    return linear(x, weight.to(x.dtype)).mul_(scale)  # in float32, rounded once more
+    return (linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)

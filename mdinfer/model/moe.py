@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -37,9 +39,14 @@ class ExpertWeight(nn.Module):
 
     def pack(self) -> None:
         """Each expert's numbers, as bfloat16, by themselves; the weight has a shape and a type then, and no numbers."""
-        fp8 = self.weight.dtype == FP8
-        self.packed = [pack(float8_values(weight).bfloat16() if fp8 else weight) for weight in self.weight]
+        self.packed = [pack(numbers) for numbers in self._numbers()]
         self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
+
+    def _numbers(self) -> Iterable[torch.Tensor]:
+        if self.scale is None:
+            return self.weight
+        pairs = zip(self.weight, self.scale, strict=True)
+        return (float8_values(weight).mul_(scale[:, None]).bfloat16() for weight, scale in pairs)
 
 
 class ExpertMlp(nn.Module):

@@ -53,7 +53,7 @@ class Moondream(nn.Module):
         """Once, when weights are filled: put them into what a CPU multiplies best. Some of `weights` are packed then;
         of packed experts they have shape and type alone.
 
-        widen: hold experts in fp8 as bfloat16, where that makes them faster; it takes twice the memory.
+        widen: hold experts in fp8 multiplied out, in bfloat16, where that makes them faster; it takes twice the memory.
         """
         if dispatch.compiled(self.text.wte):
             return

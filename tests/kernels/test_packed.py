@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 import torch
 
-from mdinfer.kernels import ExpertWeights, linear, moe_experts, packed
+from mdinfer.kernels import linear, moe_experts, packed
 from mdinfer.kernels.float8 import float8_values
 from mdinfer.kernels.moe import moe_route_torch
 from mdinfer.kernels.packed import can_pack, linear_packed, pack
@@ -42,15 +42,23 @@ def test_more_dimensions_and_steps_between_rows() -> None:
         assert rms_ratio(linear(rows, pack(weight)), to_array(rows) @ to_array(weight).T) < 2.0**-8
 
 
+def packed_experts(weight: torch.Tensor, scale: torch.Tensor | None) -> list[torch.Tensor]:
+    values = weight.float() if scale is None else float8_values(weight) * scale[..., None]
+    return [pack(each) for each in values.bfloat16()]
+
+
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 @pytest.mark.parametrize("T", [1, 3, 40])
 def test_experts(T: int, fp8: bool) -> None:
-    """Three roundings in bfloat16, as of other experts: 1.5e-2."""
+    """Three roundings in bfloat16, as of other experts, and one of fp8's weights: 1.5e-2."""
     weights, x = expert_weights(4, 70, 20, torch.bfloat16, fp8=fp8), randn(T, 70, seed=1).bfloat16()
     routing = moe_route_torch(randn(T, 4), 2)
-    kept = [[pack(float8_values(w).bfloat16() if fp8 else w) for w in fc] for fc in (weights.fc1, weights.fc2)]
-    shapes = {name: getattr(weights, name).to("meta") for name in ("fc1", "fc2")}
-    held: ExpertWeights = replace(weights, **shapes, packed=(kept[0], kept[1]))
+    held = replace(
+        weights,
+        fc1=weights.fc1.to("meta"),
+        fc2=weights.fc2.to("meta"),
+        packed=(packed_experts(weights.fc1, weights.fc1_scale), packed_experts(weights.fc2, weights.fc2_scale)),
+    )
     assert rms_ratio(moe_experts(x, routing, held), experts_twin(x, routing, weights)) < 1.5e-2
 
 

@@ -55,7 +55,7 @@ def test_a_model_in_bfloat16() -> None:
 
 @packs
 def test_experts_in_fp8_are_widened_where_that_is_asked_for() -> None:
-    """The numbers are the same ones; a product was rounded before its scale and after it, and is still."""
+    """A product was rounded before its scale and after it; the weight times its scale is, and the product once."""
     model, narrow, wide = built(experts=FP8), built(experts=FP8), built(experts=FP8)
     narrow.lay_out(widen=False)
     wide.lay_out(widen=True)
