@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +79,16 @@ def load_model(
         tokenizer, checkpoint.directory, config.tokenizer, config.text.vocab_size, progress=options.progress
     )
     model = build(device)
-    checkpoint.load_into(model.weights(), progress=options.progress and not is_demo)
-    _lay_out(model, options)
+    widen = _can_widen(model, options)
+    with ThreadPoolExecutor(1, "lay-out") as beside:  # packing takes as long as reading
+        jobs: list[Future[None]] = []
+        checkpoint.load_into(
+            model.weights(),
+            progress=options.progress and not is_demo,
+            filled=lambda each: jobs.append(beside.submit(model.lay_out, [each], widen=widen)),
+        )
+    for job in jobs:
+        job.result()
     return Loaded(
         name=str(name),
         model=model,
@@ -96,8 +105,9 @@ def _made_up(
     """Random weights, which speak through the demo's tokenizer unless given another."""
     choice = _kept(config, "bf16", options, device)
     model = _builder(config, choice, options, device)(device)
+    widen = _can_widen(model, options)
     random_weights(model.weights(), seed=0)
-    _lay_out(model, options)
+    model.lay_out(widen=widen)
     return Loaded(
         name=name,
         model=model,
@@ -110,11 +120,12 @@ def _made_up(
     )
 
 
-def _lay_out(model: Moondream, options: EngineConfig) -> None:
-    """For products; experts in fp8 take twice the memory on a CPU then, if it is there."""
-    more = sum(weight.nbytes for weight in model.weights().values() if weight.dtype == FP8 and weight.ndim == 3)
+def _can_widen(model: Moondream, options: EngineConfig) -> bool:
+    """Whether experts in fp8 may take twice their memory; asked when weights are allocated, before they are filled."""
+    weights = model.weights().values()
+    twice = sum(weight.nbytes for weight in weights if weight.dtype == FP8 and weight.ndim == 3)
     beside = _least_cache(model.config, options, model.dtype) + _BESIDE[model.device.type]
-    model.lay_out(widen=more + beside <= available_bytes(model.device))
+    return model.weight_bytes + twice + beside <= available_bytes(model.device)
 
 
 def resolve_device(name: str) -> torch.device:

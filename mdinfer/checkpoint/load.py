@@ -7,6 +7,7 @@ never a whole tensor of a layer.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from contextlib import closing as closing_early
@@ -36,14 +37,16 @@ _KEPT = 31 << 20
 _THREADS, _AHEAD = 4, 6
 
 
-def carry_out(fills: Sequence[Fill], *, progress: bool) -> None:
-    """Copy everything, in the order of the bytes in the files.
+def carry_out(fills: Sequence[Fill], *, progress: bool, filled: Callable[[str], None] | None = None) -> None:
+    """Copy everything, in the order of the bytes in the files. `filled` is told each parameter when all of it is there.
 
     Raises CheckpointError if a file ends early or a tensor holds NaN or infinity; the parameters are then
     partly filled.
     """
     order = sorted(fills, key=lambda fill: (str(fill.source.file), fill.source.offset))
-    total = sum(fill.source.nbytes for fill in fills)
+    left: Counter[str] = Counter()
+    for fill in fills:
+        left[fill.parameter] += fill.source.nbytes
     buffers, own = _buffers(fills), Buffer()
     torch.empty(_KEPT, dtype=torch.uint8)  # made and freed
     readers: dict[Path, Reader] = {}
@@ -51,7 +54,7 @@ def carry_out(fills: Sequence[Fill], *, progress: bool) -> None:
         torch.inference_mode(),
         one_thread(),
         ExitStack() as closing,
-        tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar,
+        tqdm(total=left.total(), desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
 
         def reader(stored: Stored) -> Reader:
@@ -68,6 +71,9 @@ def carry_out(fills: Sequence[Fill], *, progress: bool) -> None:
                 of, scale = fill, _scales(fill.scale, reader, fill.into.device, own) if fill.scale else None
             _copy(fill, block, values.to(fill.into.device), scale)
             bar.update(values.nbytes)
+            left[fill.parameter] -= values.nbytes
+            if filled and not left[fill.parameter]:
+                filled(fill.parameter)
 
 
 def _buffers(fills: Sequence[Fill]) -> list[Buffer]:

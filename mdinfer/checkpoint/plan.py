@@ -27,13 +27,14 @@ _Found = dict[tuple[str, Part], tuple[Stored, Place]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
-    """Copy `source` into `into`, a view of a parameter with the same shape, or with as many rows of int4.
+    """Copy `source` into `into`, a view of `parameter` with the same shape, or with as many rows of int4.
 
     `scale` holds the scales of a float8 source, `scale_into` takes those of a float8, int8 or int4 parameter; all
     have the shape of the weight without its last dimension, int4's two more behind. Sources are float8 where experts
     are.
     """
 
+    parameter: str
     source: Stored
     into: Tensor
     scale: Stored | None = None
@@ -115,7 +116,7 @@ def _fill(stored: Stored, where: Place, scale: Stored | None, family: Names, tar
                 f"tensor {scale.name} has scales for {stored.name}: expected float8_e4m3fn there, "
                 f"found {_dtype(stored)}"
             )
-    return Fill(source=stored, into=into, scale=scale, scale_into=scale_into)
+    return Fill(parameter=where.parameter, source=stored, into=into, scale=scale, scale_into=scale_into)
 
 
 def _check_shape(stored: Stored, expected: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,7 +57,13 @@ class Checkpoint:
         """As `load_into` checks before it copies; targets may be on the meta device."""
         plan(self.tensors, targets)
 
-    def load_into(self, targets: Mapping[str, torch.Tensor], *, progress: bool = True) -> None:
+    def load_into(
+        self,
+        targets: Mapping[str, torch.Tensor],
+        *,
+        progress: bool = True,
+        filled: Callable[[str], None] | None = None,
+    ) -> None:
         """Fill every parameter in place, on whatever device it is.
 
         `targets` are all parameters of the model by name, float32, bfloat16, float16, or, for weights with their
@@ -66,12 +72,13 @@ class Checkpoint:
         (see `quantise_rows`), both into int8 (`quantise_channels`) and int4 (`quantise_groups`). Peak memory is the
         parameters' and some tens of MB.
 
-        `progress` shows a bar of bytes on stderr.
+        `progress` shows a bar of bytes on stderr. `filled` is called with each parameter's name once all of it, and of
+        its scales, is there; that parameter is not touched again.
 
         Raises CheckpointError for missing, unexpected, misshapen or mistyped tensors, before anything is
         copied, and for tensors that end early or hold NaN or infinity, with the parameters partly filled.
         """
-        carry_out(plan(self.tensors, targets), progress=progress)
+        carry_out(plan(self.tensors, targets), progress=progress, filled=filled)
 
 
 def find_checkpoint(model: str | Path, *, progress: bool = True) -> Checkpoint:

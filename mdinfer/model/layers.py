@@ -24,8 +24,19 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Par
 
 
 def packed(weight: nn.Parameter) -> nn.Parameter:
-    """In a layout of a CPU's own, which `kernels.linear` knows, where there is one; else as it was."""
-    return nn.Parameter(pack(weight), requires_grad=False) if can_pack(weight.device, weight.dtype) else weight
+    """In a layout of a CPU's own, which `kernels.linear` knows, where there is one, and the memory it had is free; else
+    as it was.
+    """
+    if not can_pack(weight.device, weight.dtype):
+        return weight
+    kept = nn.Parameter(pack(weight), requires_grad=False)
+    free(weight)
+    return kept
+
+
+def free(weight: torch.Tensor) -> None:
+    """Give its memory back, whoever still refers to it."""
+    weight.untyped_storage().resize_(0)
 
 
 class Linear(nn.Module):

@@ -14,7 +14,7 @@ from mdinfer.kernels.int4 import INT4, can_lay_out, lay_out, packed_shape, scale
 from mdinfer.kernels.int8 import INT8
 from mdinfer.kernels.linear_fp8 import FP8
 from mdinfer.kernels.packed import can_pack, pack
-from mdinfer.model.layers import Linear, empty
+from mdinfer.model.layers import Linear, empty, free
 
 
 class ExpertWeight(nn.Module):
@@ -40,7 +40,9 @@ class ExpertWeight(nn.Module):
     def pack(self) -> None:
         """Each expert's numbers, as bfloat16, by themselves; the weight has a shape and a type then, and no numbers."""
         self.packed = [pack(numbers) for numbers in self._numbers()]
-        self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
+        shape = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
+        free(self.weight)
+        self.weight = shape
 
     def _numbers(self) -> Iterable[torch.Tensor]:
         if self.scale is None:
@@ -80,22 +82,17 @@ class ExpertMlp(nn.Module):
         )
         return moe_experts(h, moe_route(self.router(h), self.experts_per_token), experts)
 
-    def lay_out(self, *, widen: bool) -> None:
-        """Of `Moondream.lay_out`."""
-        weight, dtype = self.fc1.weight, self.router.weight.dtype
+    def lay_out(self, part: ExpertWeight, *, widen: bool) -> None:
+        """Of `Moondream.lay_out`; part: fc1 or fc2."""
+        weight, dtype = part.weight, self.router.weight.dtype
         if weight.dtype == INT4:
-            self._lay_out_int4()
+            if all(can_lay_out(N, K, dtype) for N, K in self._sizes):
+                self._lay_out_int4(part)
         elif can_pack(weight.device, dtype) and (weight.dtype == dtype or (weight.dtype == FP8 and widen)):
-            self.fc1.pack()
-            self.fc2.pack()
+            part.pack()
 
-    def _lay_out_int4(self) -> None:
-        dtype = self.router.weight.dtype
-        if not all(can_lay_out(N, K, dtype) for N, K in self._sizes):
-            return
-        assert not self._laid_out
-        for kept in (self.fc1, self.fc2):
-            assert kept.scale is not None
-            for bits, scale in zip(kept.weight, kept.scale, strict=True):
-                lay_out(bits, scale)
+    def _lay_out_int4(self, part: ExpertWeight) -> None:
+        assert part.scale is not None
+        for bits, scale in zip(part.weight, part.scale, strict=True):
+            lay_out(bits, scale)
         self._laid_out = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -49,20 +51,28 @@ class Moondream(nn.Module):
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     @torch.inference_mode()
-    def lay_out(self, *, widen: bool = True) -> None:
-        """Once, when weights are filled: put them into what a CPU multiplies best. Some of `weights` are packed then;
-        of packed experts they have shape and type alone.
+    def lay_out(self, names: Iterable[str] | None = None, *, widen: bool = True) -> None:
+        """Once, when a weight is filled: put it into what a CPU multiplies best. Some of `weights` are packed then; of
+        packed experts they have shape and type alone. What they were is freed.
 
+        names: of parameters; without them, all.
         widen: hold experts in fp8 multiplied out, in bfloat16, where that makes them faster; it takes twice the memory.
         """
         if dispatch.compiled(self.text.wte):
             return
-        for part in (self.text, self.vision):  # what the region heads multiply by is cast first
-            for module in part.modules():
-                if isinstance(module, ExpertMlp):
-                    module.lay_out(widen=widen)
-                elif isinstance(module, Linear | Tau | TextDecoder):
-                    module.lay_out()
+        for name in list(self.weights()) if names is None else names:
+            above, _, kind = name.rpartition(".")
+            module = self.get_submodule(above)
+            if isinstance(module, Tau) and kind == "wqwv":
+                module.lay_out()
+            elif kind != "weight" or name.startswith("region."):  # what region heads multiply by is cast first
+                continue
+            elif isinstance(module, Linear):
+                module.lay_out()
+            elif isinstance(module, ExpertWeight):
+                layer = self.get_submodule(above.rpartition(".")[0])
+                assert isinstance(layer, ExpertMlp)
+                layer.lay_out(module, widen=widen)
 
     @property
     def weight_bytes(self) -> int:

@@ -78,6 +78,22 @@ class Block(nn.Module):
         return attention, mlp
 
 
+class Head(Linear):
+    """Its first rows stay at hand: they cannot be cut from a weight that is laid out."""
+
+    _first: torch.Tensor | None = None
+
+    def first(self, h: torch.Tensor, count: int) -> torch.Tensor:
+        """Only the first `count` outputs, CONTROL_IDS at most."""
+        weight = self.weight if self._first is None else self._first
+        assert count <= len(weight), (count, weight.shape)
+        return linear(h, weight[:count], self.bias[:count])
+
+    def lay_out(self) -> None:
+        self._first = self.weight[:CONTROL_IDS].clone()
+        super().lay_out()
+
+
 class TextDecoder(nn.Module):
     """`max_context` positions of RoPE are tabled; a longer sequence is the caller's fault.
 
@@ -109,15 +125,8 @@ class TextDecoder(nn.Module):
             for i in range(config.n_layers)
         )
         self.post_ln = LayerNorm(config.dim, dtype=dtype, device=device)
-        self.lm_head = Linear(config.dim, config.vocab_size, dtype=dtype, device=device)
+        self.lm_head = Head(config.dim, config.vocab_size, dtype=dtype, device=device)
         self.rope = rope_table(max_context, config.head_dim, device)
-        self._control: torch.Tensor | None = (
-            None  # the head's first rows, which cannot be cut from it once it is laid out
-        )
-
-    def lay_out(self) -> None:
-        """Of `Moondream.lay_out`, before the head's own."""
-        self._control = self.lm_head.weight[:CONTROL_IDS].clone()
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """(B, D): hidden states of the rows `batch.last`, before the head's LayerNorm; fills the cache."""
@@ -133,9 +142,5 @@ class TextDecoder(nn.Module):
     def logits(self, hidden: torch.Tensor, first: int | None = None) -> torch.Tensor:
         """(B, V), or only the `first` ids' (B, first)."""
         h = self.post_ln(hidden)
-        if first is None:
-            rows: torch.Tensor = self.lm_head(h)
-            return rows
-        weight = self.lm_head.weight if self._control is None else self._control
-        assert first <= len(weight), (first, weight.shape)
-        return linear(h, weight[:first], self.lm_head.bias[:first])
+        rows: torch.Tensor = self.lm_head(h) if first is None else self.lm_head.first(h, first)
+        return rows

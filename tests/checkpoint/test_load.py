@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mdinfer.checkpoint import Checkpoint, find_checkpoint, quantise_groups, quantise_rows
+from mdinfer.checkpoint import load as checkpoint_load
 from mdinfer.checkpoint.tensors import blocks, extent
 from mdinfer.config import ModelConfig
 from mdinfer.errors import CheckpointError
@@ -90,6 +91,32 @@ def test_fp8_is_dequantised(layout: str, target: torch.dtype, config: ModelConfi
     targets = empty_targets(config, target)
     load(tmp_path, targets)
     assert_same(targets, dequantised(weights, target))
+
+
+@pytest.mark.parametrize("experts", [None, FP8, INT4], ids=str)
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_parameter_is_told_when_all_of_it_is_there(
+    layout: str, fp8: bool, experts: torch.dtype | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once each, with its scales, in blocks of a few rows; what is done to it then is not undone."""
+    monkeypatch.setattr(checkpoint_load, "_CPU_BLOCK", 500)
+    config = tiny_config(dim=128)
+    WRITERS[layout](tmp_path, config, random_canonical_weights(config, fp8=fp8))
+    expected, targets = empty_targets(config, experts=experts), empty_targets(config, experts=experts)
+    load(tmp_path, expected)
+    told: list[str] = []
+
+    def check(name: str) -> None:
+        told.append(name)
+        for each in (name, name.removesuffix("weight") + "scale"):
+            if each in targets:
+                assert torch.equal(targets[each].view(torch.uint8), expected[each].view(torch.uint8)), each
+                targets[each].zero_()
+
+    find_checkpoint(tmp_path).load_into(targets, progress=False, filled=check)
+    assert sorted(told) == sorted(name for name in targets if not name.endswith(".scale"))
+    assert not any(bool(values.view(torch.uint8).any()) for values in targets.values())
 
 
 @pytest.mark.parametrize("layout", WRITERS)

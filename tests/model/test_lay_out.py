@@ -39,7 +39,9 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_a_model_in_bfloat16() -> None:
     """Sums in another order: a rounding of 2^-9 goes the other way here and there, through a few layers."""
     model, laid_out = built(), built()
+    before = laid_out.weights()
     laid_out.lay_out()
+    assert all(before[name].untyped_storage().nbytes() == 0 for name in (NAME, "text.lm_head.weight"))
     assert laid_out.weights()[NAME].is_meta and laid_out.weights()["text.lm_head.weight"].is_mkldnn
     assert laid_out.weight_bytes == model.weight_bytes
     expected = first_logits(model)
