@@ -130,7 +130,8 @@ def load(benchmark: str, options: argparse.Namespace, parser: argparse.ArgumentP
 
 def _precision(loaded: Loaded, kv: str) -> Precision:
     model, base = loaded.model, _NAMES[loaded.model.dtype]
-    kinds = {t.dtype for layer in _routers(model) for n, t in layer.named_parameters() if n.endswith(".weight")}
+    weights = [t for layer in _routers(model) for n, t in layer.named_parameters() if n.endswith(".weight")]
+    kinds = {torch.bfloat16 if t.is_meta else t.dtype for t in weights}  # packed: see `Moondream.lay_out`
     experts = next((_NAMES.get(kind, "int4") for kind in kinds if kind != model.dtype), base)
     linears = loaded.choice.linears
     return Precision(dtype=base, experts=experts, linears=linears, kv=base if kv == "auto" else kv)

@@ -16,8 +16,8 @@ _supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `pack` and `linear_packed` are there for weights of this type on this device."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and _as_known()
+    """Whether `pack` and `linear_packed` are there for weights of this type on this device, and not switched off."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and bool(torch.backends.mkldnn.enabled) and _as_known()
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
 from mdinfer.kernels.linear_fp8 import CAPABILITY, FP8
-from mdinfer.memory import available_bytes, explained_shortage
+from mdinfer.memory import CACHE_SHARE, available_bytes, explained_shortage
 from mdinfer.model.batch import KVCache
 from mdinfer.model.moondream import Moondream
 from mdinfer.options import EngineConfig, parse_size
@@ -87,8 +89,9 @@ def load_model(
             progress=options.progress and not is_demo,
             filled=lambda each: jobs.append(beside.submit(model.lay_out, [each], widen=widen)),
         )
-    for job in jobs:
-        job.result()
+    with _explained(device):
+        for job in jobs:
+            job.result()
     return Loaded(
         name=str(name),
         model=model,
@@ -107,7 +110,8 @@ def _made_up(
     model = _builder(config, choice, options, device)(device)
     widen = _can_widen(model, options)
     random_weights(model.weights(), seed=0)
-    model.lay_out(widen=widen)
+    with _explained(device):
+        model.lay_out(widen=widen)
     return Loaded(
         name=name,
         model=model,
@@ -121,11 +125,17 @@ def _made_up(
 
 
 def _can_widen(model: Moondream, options: EngineConfig) -> bool:
-    """Whether experts in fp8 may take twice their memory; asked when weights are allocated, before they are filled."""
-    weights = model.weights().values()
-    twice = sum(weight.nbytes for weight in weights if weight.dtype == FP8 and weight.ndim == 3)
-    beside = _least_cache(model.config, options, model.dtype) + _BESIDE[model.device.type]
-    return model.weight_bytes + twice + beside <= available_bytes(model.device)
+    """Whether experts in fp8 may take twice their memory: if the longest sequence still has room beside them.
+
+    Asked when weights are allocated, before they are filled.
+    """
+    fp8 = sum(weight.nbytes for weight in model.weights().values() if weight.dtype == FP8 and weight.ndim == 3)
+    if not fp8 or model.device.type != "cpu":
+        return False
+    cache = _least_cache(model.config, options, model.dtype)
+    if options.kv_memory == "auto":
+        cache = math.ceil(cache / CACHE_SHARE["cpu"])
+    return model.weight_bytes + fp8 + cache + _BESIDE["cpu"] <= available_bytes(model.device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -148,9 +158,7 @@ def _builder(
     dtype = _dtype(config, options, device)
 
     def build(on: torch.device | str) -> Moondream:
-        with explained_shortage(
-            "the weights", device, "choose a smaller dtype=, experts= or linears=, or another device="
-        ):
+        with _explained(device):
             return Moondream(
                 config,
                 dtype=dtype,
@@ -161,6 +169,12 @@ def _builder(
             )
 
     return build
+
+
+def _explained(device: torch.device) -> AbstractContextManager[None]:
+    return explained_shortage(
+        "the weights", device, "choose a smaller dtype=, experts= or linears=, or another device="
+    )
 
 
 def _kept(config: ModelConfig, own: Experts, options: EngineConfig, device: torch.device) -> Choice:

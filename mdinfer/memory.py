@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,14 +15,15 @@ from mdinfer.errors import ConfigError
 from mdinfer.model.batch import KVCache
 from mdinfer.options import EngineConfig, parse_size
 
-_CPU_SHARE = 0.25
-_CUDA_SHARE = 0.95  # of what is left for the cache: the rest is for the driver, and for what lies between pieces
+# What the cache takes at most of what is left; the rest of a GPU's is for the driver, and for what lies between pieces.
+CACHE_SHARE = {"cpu": 0.25, "cuda": 0.95}
 
 
 def available_bytes(device: torch.device) -> int:
     """Memory free for use: the device's, or on a CPU what the system and its control group leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    _give_back()
     limits = [_meminfo("MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -32,6 +34,12 @@ def available_bytes(device: torch.device) -> int:
     except (OSError, ValueError):
         pass
     return max(0, min(limits))
+
+
+def _give_back() -> None:
+    """What glibc keeps of freed memory, such as an earlier model's packed weights, goes back to the system first."""
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
@@ -65,9 +73,8 @@ def cache_pages(
     page = KVCache.bytes_per_page(config.n_layers, config.n_heads, config.head_dim, options.page_size, dtype)
     most = options.max_batch_size * -(-max_context // options.page_size)
     if options.kv_memory == "auto":
-        share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
         free = available_bytes(device) if free is None else free
-        budget = max(0, int((free - workspace) * share))
+        budget = max(0, int((free - workspace) * CACHE_SHARE[device.type]))
     else:
         budget = parse_size(options.kv_memory, "kv_memory")
     if budget < page:

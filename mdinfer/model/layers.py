@@ -23,10 +23,11 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Par
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
 
-def packed(weight: nn.Parameter) -> nn.Parameter:
+def as_packed(weight: nn.Parameter) -> nn.Parameter:
     """In a layout of a CPU's own, which `kernels.linear` knows, where there is one, and the memory it had is free; else
     as it was.
     """
+    assert not weight.is_mkldnn, "a weight is laid out once"
     if not can_pack(weight.device, weight.dtype):
         return weight
     kept = nn.Parameter(pack(weight), requires_grad=False)
@@ -69,7 +70,7 @@ class Linear(nn.Module):
 
     def lay_out(self) -> None:
         """Of `Moondream.lay_out`."""
-        self.weight = packed(self.weight)
+        self.weight = as_packed(self.weight)
 
     def gelu(self, x: torch.Tensor | Float8Rows, then: Linear) -> torch.Tensor | Float8Rows:
         """GELU of it, in its tanh form, as `then` takes it."""

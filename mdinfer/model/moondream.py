@@ -47,13 +47,13 @@ class Moondream(nn.Module):
         self.region = Region(config.region, dtype=dtype, device=device)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Canonical name -> the tensor to fill in place."""
+        """Canonical name -> the tensor to fill in place, until it is laid out."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     @torch.inference_mode()
     def lay_out(self, names: Iterable[str] | None = None, *, widen: bool = True) -> None:
         """Once, when a weight is filled: put it into what a CPU multiplies best. Some of `weights` are packed then; of
-        packed experts they have shape and type alone. What they were is freed.
+        packed experts they have shape and type alone. What they were is freed. Neither copied nor saved can it be then.
 
         names: of parameters; without them, all.
         widen: hold experts in fp8 multiplied out, in bfloat16, where that makes them faster; it takes twice the memory.
@@ -65,7 +65,7 @@ class Moondream(nn.Module):
             module = self.get_submodule(above)
             if isinstance(module, Tau) and kind == "wqwv":
                 module.lay_out()
-            elif kind != "weight" or name.startswith("region."):  # what region heads multiply by is cast first
+            elif kind != "weight" or name.startswith("region."):  # region heads read their weights themselves
                 continue
             elif isinstance(module, Linear):
                 module.lay_out()

@@ -14,7 +14,7 @@ from mdinfer.config import TextConfig
 from mdinfer.kernels import LayerCache, add_layer_norm, linear, paged_attention, qkv_epilogue, rope_table
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.batch import ForwardBatch, KVCache
-from mdinfer.model.layers import LayerNorm, Linear, Mlp, empty, packed
+from mdinfer.model.layers import LayerNorm, Linear, Mlp, as_packed, empty
 from mdinfer.model.moe import ExpertMlp
 
 
@@ -28,7 +28,7 @@ class Tau(nn.Module):
 
     def lay_out(self) -> None:
         """Of `Moondream.lay_out`."""
-        self.wqwv = packed(self.wqwv)
+        self.wqwv = as_packed(self.wqwv)
 
 
 class Attention(nn.Module):
@@ -90,8 +90,10 @@ class Head(Linear):
         return linear(h, weight[:count], self.bias[:count])
 
     def lay_out(self) -> None:
-        self._first = self.weight[:CONTROL_IDS].clone()
+        first = self.weight[:CONTROL_IDS].clone()
         super().lay_out()
+        if self.weight.is_mkldnn:
+            self._first = first
 
 
 class TextDecoder(nn.Module):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.plain import plain_weights
 from mdinfer.checkpoint import random_weights
+from mdinfer.config import ModelConfig
 from mdinfer.kernels import dispatch
 from mdinfer.kernels.packed import can_pack
 from mdinfer.kernels.sample import CONTROL_IDS
 from mdinfer.model.moondream import Moondream
 from tests.checkpoint.models import tiny_config
-from tests.golden_data import load_engine
+from tests.golden_data import checkpoint, load_engine
 from tests.model.test_layouts import first_logits
 
-FP8 = torch.float8_e4m3fn
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 packs = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.bfloat16), reason="this torch or CPU has no such product"
 )
@@ -82,11 +86,56 @@ def test_float32_and_kernels_take_weights_as_they_are(monkeypatch: pytest.Monkey
 
 
 @packs
-@pytest.mark.parametrize("free", [0, 1 << 40])
-def test_an_engine_widens_experts_in_fp8_where_memory_allows(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdinfer.loading.available_bytes", lambda device: free)
-    with load_engine("tiny-a", experts="fp8", dtype="bfloat16") as engine:
-        held = " held as bfloat16" if free else ""
-        assert f"bfloat16, experts float8_e4m3fn{held}\n" in engine.description()
-        found = [engine.query(None, "What is it?", temperature=0, max_tokens=12).token_ids for _ in range(2)]
-        assert found[0] and found[0] == found[1]
+@pytest.mark.parametrize("kv_memory", ["auto", "64MiB"])
+def test_an_engine_widens_experts_in_fp8_where_memory_allows(kv_memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, fp8's again, 1 GiB, and a cache for the longest sequence: a quarter of what is left, or as told."""
+    model = Moondream(ModelConfig.from_file(checkpoint("tiny-a") / "config.json"), dtype=BF16, expert_dtype=FP8)
+    more = sum(weight.numel() for weight in model.weights().values() if weight.dtype == FP8)
+    text = model.config.text
+    cache = 4 * 2 * 2 * text.n_layers * text.dim * text.max_context if kv_memory == "auto" else 64 << 20
+    needed = model.weight_bytes + more + cache + (1 << 30)
+    for free, held in ((needed, " held as bfloat16"), (needed - 1, "")):
+        monkeypatch.setattr("mdinfer.loading.available_bytes", lambda device, free=free: free)
+        with load_engine("tiny-a", experts="fp8", dtype="bfloat16", kv_memory=kv_memory) as engine:
+            assert f"bfloat16, experts float8_e4m3fn{held}\n" in engine.description()
+            found = [engine.query(None, "What is it?", temperature=0, max_tokens=12).token_ids for _ in range(2)]
+            assert found[0] and found[0] == found[1]
+
+
+@packs
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is resident")
+def test_memory_of_a_packed_model_is_free_again() -> None:
+    """Its weights are many pieces, which the C library keeps for itself. In a process that has no other models."""
+    program = """
+import torch
+from pathlib import Path
+from mdinfer.memory import available_bytes
+from mdinfer.model.layers import Linear
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torch.empty(31 << 20, dtype=torch.uint8).fill_(1)
+before = resident()
+layers = [Linear(1024, 1024, dtype=torch.bfloat16, device="cpu") for _ in range(100)]
+for layer in layers:
+    layer.weight.zero_()
+    layer.lay_out()
+held = resident()
+del layer, layers
+available_bytes(torch.device("cpu"))
+print(held - before, resident() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    held, after = map(int, ran.stdout.split())
+    assert held > 190 << 20 and after < held / 4
+
+
+@packs
+def test_benchmarks_find_what_was_packed() -> None:
+    model, laid_out = built(), built()
+    laid_out.lay_out()
+    found = plain_weights(laid_out)
+    assert found.keys() == model.weights().keys()
+    assert all(torch.equal(found[name], weight) for name, weight in model.weights().items())
