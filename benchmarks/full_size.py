@@ -8,7 +8,7 @@ shard by shard, so that a layer is the most that is held; `--keep` leaves it the
 its own, which says when it has imported, loaded and made its engine, answers a question with one token, then with more.
 
 "above" is the peak of the process's memory (VmHWM) when weights were loaded, less the weights and what it held
-before: a loader that kept a whole layer's experts in bfloat16 would show 0.75 GiB there. What the operating system has
+before: packing bfloat16 for a CPU shows the largest weight of a layer there, 0.5 GiB. What the operating system has
 cached of the files decides how fast they are read: the first precision may find less there than those after it.
 """
 
