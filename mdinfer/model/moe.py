@@ -20,7 +20,8 @@ from mdinfer.model.layers import Linear, empty, free
 class ExpertWeight(nn.Module):
     """weight (E, outputs, inputs); scale (E, outputs), float32 where the weight is fp8, bfloat16 where int8, else None.
 
-    In int4 both are those of `mdinfer.kernels.int4`.
+    In int4 both are those of `mdinfer.kernels.int4`. After `Moondream.lay_out` the experts may be in `packed`, each as
+    of `mdinfer.kernels.packed`, or `laid_out` as int4 is for a CPU.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ExpertWeight(nn.Module):
             kind = torch.bfloat16 if dtype == INT8 else torch.float32
             self.scale = empty(experts, outputs, dtype=kind, device=device)
         self.packed: list[torch.Tensor] = []
+        self.laid_out = False
 
     def pack(self) -> None:
         """Each expert's numbers, as bfloat16, by themselves; the weight has a shape and a type then, and no numbers."""
@@ -43,6 +45,12 @@ class ExpertWeight(nn.Module):
         shape = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
         free(self.weight)
         self.weight = shape
+
+    def lay_out_int4(self) -> None:
+        assert self.scale is not None and not self.laid_out
+        for bits, scale in zip(self.weight, self.scale, strict=True):
+            lay_out(bits, scale)
+        self.laid_out = True
 
     def _numbers(self) -> Iterable[torch.Tensor]:
         if self.scale is None:
@@ -67,7 +75,6 @@ class ExpertMlp(nn.Module):
         self.router = Linear(dim, count, dtype=dtype, device=device)
         self.fc1 = ExpertWeight(count, dim, 2 * inner, dtype=expert_dtype, device=device)
         self.fc2 = ExpertWeight(count, inner, dim, dtype=expert_dtype, device=device)
-        self._laid_out = False
         self._sizes = ((2 * inner, dim), (dim, inner))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
@@ -77,7 +84,7 @@ class ExpertMlp(nn.Module):
             fc2=fc2.weight,
             fc1_scale=fc1.scale,
             fc2_scale=fc2.scale,
-            laid_out=self._laid_out,
+            laid_out=fc1.laid_out,
             packed=(fc1.packed, fc2.packed) if fc1.packed else None,
         )
         return moe_experts(h, moe_route(self.router(h), self.experts_per_token), experts)
@@ -87,12 +94,6 @@ class ExpertMlp(nn.Module):
         weight, dtype = part.weight, self.router.weight.dtype
         if weight.dtype == INT4:
             if all(can_lay_out(N, K, dtype) for N, K in self._sizes):
-                self._lay_out_int4(part)
+                part.lay_out_int4()
         elif can_pack(weight.device, dtype) and (weight.dtype == dtype or (weight.dtype == FP8 and widen)):
             part.pack()
-
-    def _lay_out_int4(self, part: ExpertWeight) -> None:
-        assert part.scale is not None
-        for bits, scale in zip(part.weight, part.scale, strict=True):
-            lay_out(bits, scale)
-        self._laid_out = True
