@@ -15,6 +15,7 @@ from mdinfer.checkpoint import find_checkpoint, random_weights
 from mdinfer.config import ModelConfig
 from mdinfer.errors import ConfigError
 from mdinfer.kernels.linear_fp8 import CAPABILITY, FP8
+from mdinfer.kernels.packed import can_pack
 from mdinfer.memory import CACHE_SHARE, available_bytes, explained_shortage
 from mdinfer.model.batch import KVCache
 from mdinfer.model.moondream import Moondream
@@ -82,16 +83,19 @@ def load_model(
     )
     model = build(device)
     widen = _can_widen(model, options)
-    with ThreadPoolExecutor(1, "lay-out") as beside:  # packing takes as long as reading
-        jobs: list[Future[None]] = []
+    beside = ThreadPoolExecutor(1, thread_name_prefix="mdinfer-lay-out")  # packing takes about as long as reading
+    jobs: list[Future[None]] = []
+    try:
         checkpoint.load_into(
             model.weights(),
             progress=options.progress and not is_demo,
             filled=lambda each: jobs.append(beside.submit(model.lay_out, [each], widen=widen)),
         )
-    with _explained(device):
-        for job in jobs:
-            job.result()
+        with _explained(device):
+            for job in jobs:
+                job.result()
+    finally:
+        beside.shutdown(cancel_futures=True)
     return Loaded(
         name=str(name),
         model=model,
@@ -130,7 +134,7 @@ def _can_widen(model: Moondream, options: EngineConfig) -> bool:
     Asked when weights are allocated, before they are filled.
     """
     fp8 = sum(weight.nbytes for weight in model.weights().values() if weight.dtype == FP8 and weight.ndim == 3)
-    if not fp8 or model.device.type != "cpu":
+    if not fp8 or not can_pack(model.device, model.dtype):
         return False
     cache = _least_cache(model.config, options, model.dtype)
     if options.kv_memory == "auto":

@@ -17,6 +17,8 @@ from mdinfer.options import EngineConfig, parse_size
 
 # What the cache takes at most of what is left; the rest of a GPU's is for the driver, and for what lies between pieces.
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.95}
+# Of torch's and oneDNN's errors on a CPU.
+_SHORTAGE = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed")
 
 
 def available_bytes(device: torch.device) -> int:
@@ -48,8 +50,9 @@ def explained_shortage(what: str, device: torch.device, remedy: str) -> Iterator
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no class of its own for a CPU's memory; on a GPU any other error is what it says.
-        if device.type == "cuda" and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+        # torch has no class of its own for a CPU's memory, but words; any other error is what it says.
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not short and (device.type == "cuda" or not any(words in str(error) for words in _SHORTAGE)):
             raise
         free = format_bytes(available_bytes(device))
         raise ConfigError(f"{what} cannot be allocated on {device}, where {free} are free: {remedy}") from error

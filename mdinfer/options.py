@@ -20,8 +20,9 @@ class EngineConfig:
                       else bfloat16), "float32", "bfloat16"
     experts           "auto" (as the checkpoint has them; where memory cannot hold that, the first of bf16, fp8 and
                       int4 that it can; on a CPU of bf16, int8 and int4), "bf16" (unquantised, in `dtype`), "fp8"
-                      (weights only; on a CPU held as bfloat16 where memory allows), "int8" (weights only; on a CPU
-                      alone), "int4" (weights only, 0.53 bytes each: two numbers for every 128 inputs of a channel)
+                      (weights only; in bfloat16 on a CPU with AVX-512 held as bfloat16, where memory allows), "int8"
+                      (weights only; on a CPU alone), "int4" (weights only, 0.53 bytes each: two numbers for every 128
+                      inputs of a channel)
     linears           the products of attention, of dense layers and of the vision tower: "bf16" (unquantised, in
                       `dtype`), "fp8" (e4m3 weights with a scale for each output channel; of more than 16 rows at once
                       the rows are rounded too; on a GPU of compute capability 8.9 or later, in bfloat16, or on a CPU),

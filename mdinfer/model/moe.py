@@ -93,7 +93,7 @@ class ExpertMlp(nn.Module):
         """Of `Moondream.lay_out`; part: fc1 or fc2."""
         weight, dtype = part.weight, self.router.weight.dtype
         if weight.dtype == INT4:
-            if all(can_lay_out(N, K, dtype) for N, K in self._sizes):
+            if weight.is_cpu and all(can_lay_out(N, K, dtype) for N, K in self._sizes):
                 part.lay_out_int4()
         elif can_pack(weight.device, dtype) and (weight.dtype == dtype or (weight.dtype == FP8 and widen)):
             part.pack()

@@ -76,7 +76,7 @@ class Moondream(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Of memory that weights take."""
+        """Of memory that weights take, without what oneDNN pads odd shapes with."""
         packed = (each.packed for each in self.modules() if isinstance(each, ExpertWeight))
         held = [weight for weight in self.weights().values() if not weight.is_meta]
         return sum(weight.nbytes for weights in (held, *packed) for weight in weights)

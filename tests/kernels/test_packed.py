@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -19,6 +19,12 @@ from tests.kernels.moe_twin import expert_weights, experts_twin
 CPU = torch.device("cpu")
 Operation = Callable[..., torch.Tensor]
 pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="this torch or CPU has no such product")
+
+
+@pytest.fixture(autouse=True)
+def tried_anew() -> Iterator[None]:
+    yield
+    packed._as_known.cache_clear()
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -71,7 +77,6 @@ def test_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(packed, name, None)
             packed._as_known.cache_clear()
             assert not can_pack(CPU, torch.bfloat16)
-    packed._as_known.cache_clear()
 
 
 def test_an_operation_that_has_changed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

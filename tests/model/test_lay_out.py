@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 
 from benchmarks.plain import plain_weights
 from mdinfer.checkpoint import random_weights
+from mdinfer.checkpoint.plan import Fill
 from mdinfer.config import ModelConfig
+from mdinfer.errors import CheckpointError, ConfigError
 from mdinfer.kernels import dispatch
 from mdinfer.kernels.packed import can_pack
 from mdinfer.kernels.sample import CONTROL_IDS
@@ -107,13 +111,14 @@ def test_an_engine_widens_experts_in_fp8_where_memory_allows(kv_memory: str, mon
 def test_memory_of_a_packed_model_is_free_again() -> None:
     """Its weights are many pieces, which the C library keeps for itself. In a process that has no other models."""
     program = """
+import os
 import torch
 from pathlib import Path
 from mdinfer.memory import available_bytes
 from mdinfer.model.layers import Linear
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 torch.empty(31 << 20, dtype=torch.uint8).fill_(1)
 before = resident()
@@ -139,3 +144,49 @@ def test_benchmarks_find_what_was_packed() -> None:
     found = plain_weights(laid_out)
     assert found.keys() == model.weights().keys()
     assert all(torch.equal(found[name], weight) for name, weight in model.weights().items())
+
+
+def threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith("mdinfer-lay-out")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ConfigError, "cannot be allocated"),
+        (MemoryError(), ConfigError, "cannot be allocated"),
+        (RuntimeError("could not create a primitive"), RuntimeError, "could not create a primitive"),
+    ],
+    ids=str,
+)
+def test_a_fault_of_laying_out_is_told_and_ends_it(
+    fault: Exception, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Moondream, names: list[str], *, widen: bool) -> None:
+        raise fault
+
+    monkeypatch.setattr(Moondream, "lay_out", fail)
+    with pytest.raises(error, match=said):
+        load_engine("tiny-a", dtype="bfloat16")
+    assert not threads()
+
+
+def test_a_faulty_checkpoint_ends_laying_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits to be laid out is left: the fault is told as soon as what has begun is done."""
+    begun, go = [], threading.Event()
+
+    def lay_out(model: Moondream, names: list[str], *, widen: bool) -> None:
+        begun.extend(names)
+        go.wait(30)
+
+    def carry_out(fills: list[Fill], *, progress: bool, filled: Callable[[str], None]) -> None:
+        for fill in fills:
+            filled(fill.parameter)
+        threading.Timer(0.2, go.set).start()
+        raise CheckpointError("tensor holds NaN")
+
+    monkeypatch.setattr(Moondream, "lay_out", lay_out)
+    monkeypatch.setattr("mdinfer.checkpoint.source.carry_out", carry_out)
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        load_engine("tiny-a", dtype="bfloat16")
+    assert len(begun) == 1 and not threads()
